@@ -1,0 +1,41 @@
+"""Tells waiting pages and clients that something changed. In memory: after a restart everybody asks afresh."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+
+class Changes:
+    """Counts changes by topic and wakes those who wait. Topics are "project:<id>" and "user:<name>"."""
+
+    def __init__(self) -> None:
+        self._revisions: dict[str, int] = defaultdict(int)
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    def announce(self, *topics: str) -> None:
+        """Note a change of each topic and wake its waiters."""
+        for topic in topics:
+            self._revisions[topic] += 1
+            for event in self._waiting.get(topic, ()):
+                event.set()
+
+    def revision(self, topic: str) -> int:
+        return self._revisions.get(topic, 0)
+
+    async def wait(self, topic: str, seen: int, timeout: float) -> int:  # noqa: ASYNC109
+        """Return the topic's revision once it differs from `seen`, or after `timeout` seconds."""
+        if self.revision(topic) != seen:
+            return self.revision(topic)
+        event = asyncio.Event()
+        self._waiting[topic].add(event)
+        try:
+            async with asyncio.timeout(timeout):
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting[topic].discard(event)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
+        return self.revision(topic)

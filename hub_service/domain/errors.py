@@ -1,0 +1,67 @@
+"""Everything that can go wrong and be told to a person.
+
+    FederationError                     code, public text, what to do next; debug text for the log only
+    ├── NotFound                        missing, or not yours: the two look alike
+    ├── Forbidden                       you are a member, but this is somebody else's to do
+    ├── Invalid                         what was sent cannot be used (InvalidNotebook, InvalidApp are in `apps`)
+    ├── Conflict                        right in itself, but not in the present state
+    ├── TooLarge                        over a limit that the text names
+    └── Unavailable                     a part of the system does not answer; trying again may help
+
+`web.error_map` gives each code its HTTP status; a test holds that the map is complete.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    NOT_FOUND = "not-found"
+    FORBIDDEN = "forbidden"
+    INVALID = "invalid"
+    CONFLICT = "conflict"
+    TOO_LARGE = "too-large"
+    UNAVAILABLE = "unavailable"
+
+
+class FederationError(Exception):
+    """Base of all errors with a public text.
+
+    Args:
+        message: what happened, for the person. No secret, no other tenant's name, no stack trace.
+        next_step: what the person can do now.
+        debug: for the log; may name ids, never a secret.
+    """
+
+    code: ErrorCode
+
+    def __init__(self, message: str, next_step: str = "", *, debug: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+        self.debug = debug
+
+
+class NotFound(FederationError):
+    code = ErrorCode.NOT_FOUND
+
+
+class Forbidden(FederationError):
+    code = ErrorCode.FORBIDDEN
+
+
+class Invalid(FederationError):
+    code = ErrorCode.INVALID
+
+
+class Conflict(FederationError):
+    code = ErrorCode.CONFLICT
+
+
+class TooLarge(FederationError):
+    code = ErrorCode.TOO_LARGE
+
+
+class Unavailable(FederationError):
+    code = ErrorCode.UNAVAILABLE

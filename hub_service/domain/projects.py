@@ -1,0 +1,91 @@
+"""What researchers share: projects, members, app versions and participations. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from federator.contract import Cell, ClientState, MemberState, SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: a Hub user as the Hub describes them now, and the scopes of the token they came with.
+
+    Made by `hub_service.identity` for each request; never stored.
+    """
+
+    name: str
+    groups: frozenset[str]
+    scopes: frozenset[str]
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Slugs of the sites this person belongs to; exactly one for a person who may take part."""
+        return _slugs(self.groups, "site-")
+
+    @property
+    def stewarded_sites(self) -> frozenset[str]:
+        """Slugs of the sites for which this person may decide."""
+        return _slugs(self.groups, "steward-")
+
+
+def _slugs(groups: frozenset[str], prefix: str) -> frozenset[str]:
+    return frozenset(name.removeprefix(prefix) for name in groups if name.startswith(prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: str
+    name: str
+    description: str
+    owner: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    project_id: str
+    user: str
+    state: MemberState
+    invited_by: str
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AppVersion:
+    """One immutable build. The FAB's bytes lie in the artifact folder under their hash."""
+
+    project_id: str
+    number: int
+    fab_hash: str
+    title: str
+    source: str  # "notebook" or "fab"
+    created_by: str
+    created_at: datetime
+    size: int
+    cells: tuple[Cell, ...]
+    files: tuple[SourceFile, ...]
+    imports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """One site's part in a project, with one dataset, run from one member's notebook server.
+
+    `public_key` is the node's key in PEM or OpenSSH bytes as Flower sends it; `node_id` is what the project's
+    SuperLink calls it. Both are None until the client kernel has registered.
+    """
+
+    id: str
+    project_id: str
+    user: str
+    site: str
+    dataset: str
+    kernel_id: str
+    active: bool  # False once left or removed
+    public_key: bytes | None
+    node_id: int | None
+    client: ClientState
+    client_detail: str
+    joined_at: datetime

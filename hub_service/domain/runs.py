@@ -1,0 +1,84 @@
+"""Runs, and what the observing grid reports of them.
+
+The aggregator's ServerApp process writes one `RunEvent` a line, as JSON, to its run folder
+(`hub_service.aggregators.serverapp`); the reconciler reads them into the store. Nodes are named by the SuperLink's
+node id there; the reconciler knows which site each is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from federator.contract import Metrics, RunStatus
+
+
+class RunTarget(StrEnum):
+    """What the owner wants; the reconciler drives `status` towards it."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of an app version. `sites` maps each taking-part participation's id to its site."""
+
+    id: str
+    project_id: str
+    number: int
+    fab_hash: str
+    rounds: int
+    compare: bool  # also train each site alone, for the table
+    target: RunTarget
+    status: RunStatus
+    phase: str
+    message: str
+    started_by: str
+    sites: dict[str, str]
+    created_at: datetime
+    finished_at: datetime | None
+    model_sha256: str
+    model_size: int
+    model_round: int
+
+
+class EventKind(StrEnum):
+    WAITING = "waiting"  # text: which nodes are missing
+    PHASE = "phase"  # phase: "federated", "alone" (with node_id) or "compare"
+    SENT = "sent"  # one message to one node
+    REPLY = "reply"  # one node's answer, or its error
+    MODEL = "model"  # the global model after a round was written: text = sha256, bytes, round
+    SCORE = "score"  # a model ("federated", or the node id that trained alone) on a node's test data
+    FINISHED = "finished"
+    FAILED = "failed"  # text: why, for a person
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One line of a run's event file. Fields that do not apply to a kind keep their default.
+
+    Attributes:
+        at: seconds since the epoch, by the aggregator's clock.
+        phase: "federated", "alone" or "compare".
+        round: 1, 2, ... as the app counts (Flower's `group_id`), 0 outside rounds.
+        message_type: "train", "evaluate" or "query".
+        node_id: SuperLink node id that the event is about.
+        model: for SCORE, "federated" or the decimal node id that trained alone.
+        seconds: from sending to the reply's arrival.
+        size: bytes of the message's content, or of the model file.
+    """
+
+    kind: EventKind
+    at: float
+    phase: str = ""
+    round: int = 0
+    message_type: str = ""
+    node_id: int = 0
+    model: str = ""
+    metrics: Metrics = field(default_factory=dict)
+    examples: int = 0
+    seconds: float = 0.0
+    size: int = 0
+    text: str = ""
