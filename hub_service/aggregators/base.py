@@ -72,7 +72,7 @@ class AggregatorBackend(ABC):
 
     @abstractmethod
     def endpoint(self, project_id: str) -> Endpoint | None:
-        """Where the project's SuperLink listens, or None where it does not run. No I/O; called for each Fleet request."""
+        """Where the project's SuperLink listens, or None. No I/O; called for each Fleet request."""
 
     @abstractmethod
     def run_folder(self, project_id: str, run_id: str) -> Path:
