@@ -1,0 +1,30 @@
+# What a person types and what CI calls. Everything is set up on first use, in .venv and .node.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test lint format setup clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: setup ## Run the whole journey, then leave the Hub up.  EXIT=1: end after the table.  DATA=<folder>: image sites.  PORT=8000
+	@$(PY) -m examples.demo --port $(or $(PORT),8000) $(if $(EXIT),--exit) $(if $(DATA),--data "$(DATA)")
+
+test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out
+	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
+
+lint: setup ## ruff, mypy --strict: the checks of CI
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+format: setup ## Let ruff rewrite what it can
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+setup: ## Make .venv and .node
+	@scripts/setup.sh
+
+clean: ## Remove what the other targets made
+	rm -rf .venv .node .demo test-output .pytest_cache .mypy_cache .ruff_cache

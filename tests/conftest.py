@@ -1,0 +1,56 @@
+"""What the whole suite shares: which tests this machine can run, and saying so.
+
+A test that needs more than Python carries a marker. Where the machine lacks it, the test is left out and the
+summary names it with the reason; with `--require-all` (CI) the run fails instead.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = "/usr/bin/chromium"
+
+
+def _no_browser() -> str | None:
+    return None if Path(CHROMIUM).exists() else f"no {CHROMIUM}: apt-get install chromium"
+
+
+def _no_node() -> str | None:
+    proxy = ROOT / ".node" / "node_modules" / ".bin" / "configurable-http-proxy"
+    return None if proxy.exists() and shutil.which("make") else "no configurable-http-proxy: make setup"
+
+
+REQUIREMENTS: dict[str, Callable[[], str | None]] = {"needs_browser": _no_browser, "needs_node": _no_node}
+_left_out: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-all", action="store_true", help="fail where the machine lacks what a test needs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot run."""
+    kept, dropped = [], []
+    for item in items:
+        lacking = [
+            reason for marker, check in REQUIREMENTS.items() if item.get_closest_marker(marker) and (reason := check())
+        ]
+        if lacking and config.getoption("--require-all"):
+            raise pytest.UsageError(f"{item.nodeid} cannot run here: {'; '.join(lacking)}")
+        (dropped if lacking else kept).append(item)
+        _left_out.update(lacking[:1])
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines: Sequence[str] = [f"{count} tests left out: {reason}" for reason, count in sorted(_left_out.items())]
+    for line in lines:
+        terminalreporter.write_line(line, yellow=True)

@@ -1,0 +1,267 @@
+"""The rules of the design that the code can be held to, read from its syntax trees.
+
+Who may import whom, which third-party library stays behind which module, and where decisions are taken.
+"""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "hub_service": ROOT / "hub_service",
+    "spawner": ROOT / "spawner",
+    "federator": ROOT / "images" / "singleuser" / "federator",
+}
+# A template is text of the generated app: it runs at the sites, never in the service.
+TEMPLATES = ROOT / "hub_service" / "apps" / "templates"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            if TEMPLATES in path.parents:
+                continue
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a module imports, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def within(name: str, *prefixes: str) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+MODULES = dict(modules())
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+# importer -> what it may not import
+FORBIDDEN = {
+    "hub_service": ("spawner",),
+    "spawner": ("hub_service",),
+    "federator": ("hub_service", "spawner"),
+    "hub_service.domain": (
+        "hub_service.store",
+        "hub_service.apps",
+        "hub_service.aggregators",
+        "hub_service.gateway",
+        "hub_service.coordinator",
+        "hub_service.web",
+        "hub_service.app",
+    ),
+    "hub_service.store": (
+        "hub_service.apps",
+        "hub_service.aggregators",
+        "hub_service.gateway",
+        "hub_service.coordinator",
+        "hub_service.web",
+        "hub_service.app",
+    ),
+    "hub_service.apps": (
+        "hub_service.store",
+        "hub_service.aggregators",
+        "hub_service.gateway",
+        "hub_service.coordinator",
+        "hub_service.web",
+        "hub_service.app",
+    ),
+    "hub_service.aggregators": (
+        "hub_service.store",
+        "hub_service.apps",
+        "hub_service.gateway",
+        "hub_service.coordinator",
+        "hub_service.web",
+        "hub_service.app",
+    ),
+    "hub_service.gateway": ("hub_service.store", "hub_service.apps", "hub_service.web", "hub_service.app"),
+    "hub_service.coordinator": ("hub_service.web", "hub_service.gateway", "hub_service.app"),
+    "hub_service.reconciler": ("hub_service.web", "hub_service.gateway", "hub_service.app"),
+    "hub_service.web": ("hub_service.store", "hub_service.aggregators", "hub_service.gateway", "hub_service.app"),
+}
+
+# library -> the only modules that may import it
+FENCES = {
+    "tornado": (
+        "hub_service.web",
+        "hub_service.gateway",
+        "hub_service.identity",
+        "hub_service.hub_client",
+        "hub_service.app",
+        "spawner",
+        "federator.extension",
+        "federator.kernels",
+        "federator.provisioner",
+    ),
+    "sqlalchemy": ("hub_service.store",),
+    "docker": ("spawner", "hub_service.aggregators.docker"),
+    "dockerspawner": ("spawner",),
+    "flwr": (
+        "hub_service.aggregators.superlink",
+        "hub_service.aggregators.serverapp",
+        "hub_service.aggregators.observer",
+        "hub_service.apps.build",
+        "hub_service.gateway",
+        "federator.node",
+    ),
+    "torch": (),
+    "torchvision": (),
+}
+
+CONCRETE_CLASSES = {
+    "hub_service.store.sql",
+    "hub_service.store.memory",
+    "hub_service.aggregators.local",
+    "hub_service.aggregators.docker",
+}
+
+
+def test_the_packages_are_where_the_design_puts_them() -> None:
+    assert {name.partition(".")[0] for name in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("importer", FORBIDDEN)
+def test_layers(importer: str) -> None:
+    broken = {
+        f"{module} imports {imported}"
+        for module, names in IMPORTS.items()
+        if within(module, importer)
+        for imported in names
+        if within(imported, *FORBIDDEN[importer])
+    }
+    assert not broken
+
+
+@pytest.mark.parametrize("package", ["hub_service", "spawner"])
+def test_only_the_contract_of_the_client_package_is_shared(package: str) -> None:
+    broken = {
+        f"{module} imports {imported}"
+        for module, names in IMPORTS.items()
+        if within(module, package)
+        for imported in names
+        if within(imported, "federator") and not within(imported, "federator.contract")
+    }
+    assert not broken
+
+
+@pytest.mark.parametrize("library", FENCES)
+def test_fences(library: str) -> None:
+    broken = {
+        module
+        for module, names in IMPORTS.items()
+        if any(within(name, library) for name in names) and not within(module, *FENCES[library])
+    }
+    assert not broken, f"{library} is imported outside its fence"
+
+
+def test_only_app_names_concrete_classes() -> None:
+    broken = {
+        f"{module} imports {imported}"
+        for module, names in IMPORTS.items()
+        if module != "hub_service.app" and not any(within(module, concrete) for concrete in CONCRETE_CLASSES)
+        for imported in names
+        if within(imported, *CONCRETE_CLASSES)
+    }
+    assert not broken
+
+
+def test_the_contract_needs_the_standard_library_only() -> None:
+    allowed = {"__future__", "dataclasses", "enum"}
+    assert {name.partition(".")[0] for name in IMPORTS["federator.contract"]} <= allowed
+
+
+def test_handlers_compare_no_user_names() -> None:
+    """Who may do what is decided in `domain.policy`: no module of `web` compares a principal's attributes."""
+    broken = []
+    for module, path in MODULES.items():
+        if not within(module, "hub_service.web"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                operands = [node.left, *node.comparators]
+                if any(mentions_principal(operand) for operand in operands):
+                    broken.append(f"{module}:{node.lineno}")
+    assert not broken
+
+
+def mentions_principal(expression: ast.expr) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == "principal" for node in ast.walk(expression))
+
+
+CLOCKS = {
+    ("datetime", "now"),
+    ("datetime", "utcnow"),
+    ("datetime", "today"),
+    ("time", "time"),
+    ("uuid", "uuid4"),
+    ("uuid", "uuid1"),
+    ("secrets", "token_hex"),
+    ("secrets", "token_urlsafe"),
+}
+
+
+def test_clock_ids_and_randomness_are_passed_in() -> None:
+    """In the service only `app` reads the clock or draws; the aggregator's own process has its own clock."""
+    exempt = ("hub_service.app", "hub_service.aggregators.observer", "hub_service.aggregators.serverapp")
+    broken = []
+    for module, path in MODULES.items():
+        if not within(module, "hub_service") or within(module, *exempt):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and (node.func.value.id, node.func.attr) in CLOCKS
+            ):
+                broken.append(f"{module}:{node.lineno} calls {node.func.value.id}.{node.func.attr}")
+    assert not broken
+
+
+def test_no_catch_all() -> None:
+    """A catch-all hides the cause. It has a place only where a researcher's code runs."""
+    runs_foreign_code = {"federator.node", "hub_service.aggregators.serverapp"}
+    broken = []
+    for module, path in MODULES.items():
+        if module in runs_foreign_code:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and (
+                node.type is None
+                or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+            ):
+                broken.append(f"{module}:{node.lineno}")
+    assert not broken
+
+
+def test_both_distributions_pin_the_same_flower() -> None:
+    def flower(path: Path) -> str:
+        dependencies: list[str] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["dependencies"]
+        return next(line for line in dependencies if line.startswith("flwr"))
+
+    assert flower(ROOT / "pyproject.toml") == flower(ROOT / "images" / "singleuser" / "pyproject.toml")
+
+
+def test_no_unfinished_work_is_left() -> None:
+    markers = ("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")
+    broken = {
+        f"{path.relative_to(ROOT)}: {marker}"
+        for path in MODULES.values()
+        for marker in markers
+        if marker in path.read_text(encoding="utf-8")
+    }
+    assert not broken
