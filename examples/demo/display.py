@@ -1,0 +1,128 @@
+"""How the demo looks in a terminal: steps with their time, live rounds, the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+ALL_SITES = ""
+
+
+class Display:
+    """Prints the journey. One instance for a demo."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+
+    def headline(self, title: str, text: str) -> None:
+        self.console.print()
+        self.console.print(Panel(text, title=f"[bold]{title}", title_align="left", border_style="cyan", padding=(0, 2)))
+
+    def note(self, text: str) -> None:
+        self.console.print(f"    [dim]{text}")
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[list[str]]:
+        """Show a step with a spinner, then a tick and its time. What is appended to the list stands below it."""
+        details: list[str] = []
+        started = time.monotonic()
+        try:
+            with self.console.status(f"{text} ..."):
+                yield details
+        except BaseException:
+            self.console.print(f"[red]  ✗ [/]{text}")
+            raise
+        self.console.print(f"[green]  ✓ [/]{text} [dim]{time.monotonic() - started:.1f} s")
+        for line in details:
+            self.note(line)
+
+    def failure(self, message: str, where: str) -> None:
+        self.console.print(
+            Panel(Text(message), title="[bold red]The demo stopped", title_align="left", border_style="red")
+        )
+        self.console.print(f"    Logs: {where}")
+
+    @contextmanager
+    def rounds(self, total: int, metric: str) -> Iterator[RunView]:
+        view = RunView(total, metric)
+        with Live(view.render(), console=self.console, refresh_per_second=8, transient=True) as live:
+            view.refresh = lambda: live.update(view.render())
+            yield view
+
+    def result_table(self, scores: Sequence[dict[str, Any]], sites: dict[str, str], metric: str) -> None:
+        """Each model's metric on each site's test data and on all of it together.
+
+        Args:
+            scores: contract.Score objects as JSON.
+            sites: slug -> title, in the order of the columns.
+            metric: which of the metrics to show.
+        """
+        table = Table(title=f"Test {metric}: each model (row) on each site's test data (column)", title_justify="left")
+        table.add_column("model")
+        for title in sites.values():
+            table.add_column(title, justify="right")
+        table.add_column("all together", justify="right", style="bold")
+        models = [*sites, "federated"]
+        best = max(
+            (score["metrics"].get(metric, 0.0) for score in scores if score["on_site"] == ALL_SITES), default=0.0
+        )
+        for model in models:
+            cells = []
+            for column in [*sites, ALL_SITES]:
+                value = find_score(scores, model, column, metric)
+                text = "-" if value is None else f"{value:.3f}"
+                cells.append(f"[green]{text}" if column == ALL_SITES and value == best else text)
+            name = "[bold]federated" if model == "federated" else f"{sites[model]} alone"
+            table.add_row(name, *cells, end_section=model == models[-2])
+        self.console.print()
+        self.console.print(table)
+
+
+class RunView:
+    """Live view of one run: a bar for the rounds, and each site's newest metric."""
+
+    def __init__(self, total: int, metric: str) -> None:
+        self.metric = metric
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("    {task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self.task = self.progress.add_task("rounds", total=total)
+        self.sites: dict[str, str] = {}
+        self.refresh = lambda: None
+
+    def show(self, run: dict[str, Any], titles: dict[str, str]) -> None:
+        """Take in a RunDetail as JSON."""
+        summary = run["summary"]
+        self.progress.update(self.task, completed=len(run["rounds"]), description=summary["phase"] or summary["status"])
+        if run["rounds"]:
+            for site in run["rounds"][-1]["sites"]:
+                value = site["evaluate"].get(self.metric)
+                shown = site["error"] or ("computing" if value is None else f"{self.metric} {value:.3f}")
+                self.sites[titles.get(site["site"], site["site"])] = shown
+        self.refresh()
+
+    def render(self) -> Group:
+        lines = [Text(f"      {name:<24} {state}", style="dim") for name, state in self.sites.items()]
+        return Group(self.progress, *lines)
+
+
+def find_score(scores: Sequence[dict[str, Any]], model: str, on_site: str, metric: str) -> float | None:
+    """The metric of a model on a site's test data ("" is all sites together), or None where it was not measured."""
+    for score in scores:
+        if score["model"] == model and score["on_site"] == on_site:
+            value: float | None = score["metrics"].get(metric)
+            return value
+    return None

@@ -1,0 +1,189 @@
+"""One person at their browser, by plain HTTP: logs in through SSO, uses the Hub's pages and their own server.
+
+Nothing here takes a short cut: cookies, redirects and XSRF tokens are those of a browser.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import websockets
+
+SERVICE = "/services/federation/"
+
+
+class StepError(Exception):
+    """Something did not go as the journey expects. The text is for a person."""
+
+
+class Person:
+    """A browser session.
+
+    Args:
+        username: how the Hub will know this person.
+        subject: how the identity provider knows them.
+        origin: the Hub's origin.
+    """
+
+    def __init__(self, username: str, subject: str, origin: str) -> None:
+        self.username = username
+        self.subject = subject
+        self.origin = origin
+        self.http = httpx.AsyncClient(base_url=origin, follow_redirects=True, timeout=60)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+    # -- the Hub ----------------------------------------------------------------------------------------------
+
+    async def log_in(self) -> None:
+        """Log in at the institution's identity provider and come back to the Hub."""
+        page = await self.http.get("/hub/oauth_login", params={"next": "/hub/home"})
+        form = httpx.URL(page.url)
+        if urlsplit(str(form)).netloc != urlsplit(self.origin).netloc:
+            page = await self.http.post(form, data={"sub": self.subject})
+        if not str(page.url).startswith(f"{self.origin}/hub/"):
+            raise StepError(f"{self.username} could not log in: ended at {page.url} ({page.status_code})")
+        if page.status_code != httpx.codes.OK:
+            raise StepError(f"{self.username} was not let in: {page_message(page.text)}")
+
+    async def start_server(self) -> None:
+        """Press "Start my server" and wait for it."""
+        answer = await self.http.post(
+            f"/hub/api/users/{self.username}/server", headers=self._xsrf("/hub/"), json={}, timeout=120
+        )
+        if answer.status_code == httpx.codes.CREATED:
+            return
+        if answer.status_code != httpx.codes.ACCEPTED:
+            raise StepError(f"{self.username}'s server did not start: {answer.text}")
+        async with self.http.stream("GET", f"/hub/api/users/{self.username}/server/progress", timeout=120) as progress:
+            async for line in progress.aiter_lines():
+                event = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+                if event.get("failed"):
+                    raise StepError(f"{self.username}'s server did not start: {event.get('message')}")
+                if event.get("ready"):
+                    return
+        raise StepError(f"{self.username}'s server did not say that it is ready.")
+
+    # -- the service ------------------------------------------------------------------------------------------
+
+    async def open(self, page: str = "") -> str:
+        """Open a page of the service and return its HTML."""
+        answer = await self.http.get(SERVICE + page)
+        if answer.status_code != httpx.codes.OK:
+            raise StepError(f"{self.username} opened {page or 'the projects'}: {page_message(answer.text)}")
+        return answer.text
+
+    async def submit(
+        self, page: str, data: Mapping[str, str], files: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
+        """Send a page's form, as the browser does, and return the page that follows."""
+        token = self.http.cookies.get("_xsrf", path=SERVICE)
+        if token is None:
+            await self.open()
+            token = self.http.cookies.get("_xsrf", path=SERVICE)
+        answer = await self.http.post(SERVICE + page, data={**data, "_xsrf": token or ""}, files=files)
+        if answer.status_code != httpx.codes.OK:
+            raise StepError(f"{self.username} sent {page}: {page_message(answer.text)}")
+        return answer
+
+    async def get(self, path: str) -> Any:
+        """Ask the service's JSON API."""
+        answer = await self.http.get(SERVICE + path)
+        return self._parsed(answer)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        answer = await self.http.post(SERVICE + path, json=body, headers=self._xsrf(SERVICE))
+        return self._parsed(answer)
+
+    async def download(self, path: str) -> bytes:
+        answer = await self.http.get(SERVICE + path)
+        if answer.status_code != httpx.codes.OK:
+            raise StepError(f"{self.username} could not download {path}: {answer.text}")
+        return answer.content
+
+    def _parsed(self, answer: httpx.Response) -> Any:
+        if answer.is_error:
+            problem = answer.json() if "json" in answer.headers.get("content-type", "") else {}
+            text = f"{problem.get('message', answer.text[:200])} {problem.get('next_step', '')}"
+            raise StepError(f"{self.username}: {text.strip()}")
+        return answer.json() if answer.content else None
+
+    def _xsrf(self, path: str) -> dict[str, str]:
+        token = self.http.cookies.get("_xsrf", path=path)
+        return {"X-XSRFToken": token} if token else {}
+
+    # -- their own server -------------------------------------------------------------------------------------
+
+    async def run_cell(self, source: str) -> str:
+        """Run one cell in a fresh notebook kernel of their own server; return what it printed or showed.
+
+        Raises StepError with the kernel's own error text where the cell raises.
+        """
+        base = f"/user/{self.username}/"
+        await self.http.get(f"{base}lab")  # lets the server set its own cookies
+        headers = self._xsrf(base)
+        kernel = self._parsed(await self.http.post(f"{base}api/kernels", json={"name": "python3"}, headers=headers))
+        try:
+            return await self._execute(f"{base}api/kernels/{kernel['id']}/channels", source)
+        finally:
+            await self.http.delete(f"{base}api/kernels/{kernel['id']}", headers=headers)
+
+    async def _execute(self, channels: str, source: str) -> str:
+        url = urljoin(self.origin.replace("http", "ws", 1), channels)
+        cookies = httpx.Request("GET", urljoin(self.origin, channels))
+        self.http.cookies.set_cookie_header(cookies)
+        async with websockets.connect(
+            url, additional_headers={"Cookie": cookies.headers["Cookie"]}, origin=self.origin, max_size=None
+        ) as socket:
+            request = execute_request(source)
+            await socket.send(json.dumps(request))
+            shown: list[str] = []
+            async for raw in socket:
+                message = json.loads(raw)
+                if message.get("parent_header", {}).get("msg_id") != request["header"]["msg_id"]:
+                    continue
+                content = message["content"]
+                match message["msg_type"]:
+                    case "stream":
+                        shown.append(content["text"])
+                    case "execute_result" | "display_data":
+                        shown.append(content["data"].get("text/plain", ""))
+                    case "error":
+                        raise StepError(f"{self.username}'s cell: {content['ename']}: {content['evalue']}")
+                    case "status" if content["execution_state"] == "idle":
+                        return "".join(shown)
+        raise StepError(f"{self.username}'s kernel hung up.")
+
+
+def execute_request(source: str) -> dict[str, Any]:
+    """A Jupyter execute_request for the shell channel (messaging protocol 5.3)."""
+    return {
+        "channel": "shell",
+        "header": {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": "execute_request",
+            "username": "",
+            "session": uuid.uuid4().hex,
+            "version": "5.3",
+        },
+        "parent_header": {},
+        "metadata": {},
+        "content": {"code": source, "silent": False, "store_history": False, "stop_on_error": True},
+    }
+
+
+def page_message(page: str) -> str:
+    """The readable middle of an error page, in one line."""
+    body = re.search(
+        r'<(?:div|main)[^>]*(?:class="error"|role="alert"|id="main")[^>]*>(.*?)</(?:div|main)>', page, re.S
+    )
+    text = re.sub(r"<[^>]+>", " ", body.group(1) if body else page)
+    return re.sub(r"\s+", " ", html.unescape(text)).strip()[:400]

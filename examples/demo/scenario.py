@@ -1,0 +1,180 @@
+"""The journey: three researchers and their stewards, from login to a shared model, each by the real interface."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.demo.display import ALL_SITES, Display, find_score
+from examples.demo.people import Researcher, Steward
+from examples.demo.person import Person, StepError
+
+METRIC = "accuracy"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is federated in the demo.
+
+    Attributes:
+        title: the project's name.
+        notebook: the notebook it is made from.
+        dataset: the dataset's name, the same at each site.
+        rounds: federated rounds; each site alone gets the same number.
+        skew: one honest sentence on how the sites' data differ.
+    """
+
+    title: str
+    notebook: Path
+    dataset: str
+    rounds: int
+    skew: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the journey ended with, for the caller to judge."""
+
+    project_id: str
+    run_id: str
+    federated: float
+    best_alone: float
+
+
+async def run_journey(
+    origin: str, study: Study, researchers: Sequence[Researcher], stewards: Sequence[Steward], display: Display
+) -> Outcome:
+    """Run the whole journey. The first researcher owns the project and works in the panel; the others in notebooks.
+
+    Raises:
+        StepError: a step did not hold; the text says which and why.
+    """
+    people = [Person(one.username, one.subject, origin) for one in researchers]
+    deciders = [Person(one.username, one.subject, origin) for one in stewards]
+    try:
+        return await _journey(study, people, deciders, {one.site: one.site_title for one in researchers}, display)
+    finally:
+        await asyncio.gather(*(one.close() for one in [*people, *deciders]))
+
+
+async def _journey(
+    study: Study, people: Sequence[Person], deciders: Sequence[Person], titles: dict[str, str], display: Display
+) -> Outcome:
+    owner, *others = people
+    with display.step("Three researchers log in through their institutions' SSO") as details:
+        await asyncio.gather(*(one.log_in() for one in people))
+        for one in people:
+            site = await one.get("api/site")
+            details.append(f"{one.username}: {site['title']}")
+
+    with display.step("Each starts a notebook server at their own site"):
+        await asyncio.gather(*(one.start_server() for one in people))
+
+    with display.step(f"{owner.username} turns {study.notebook.name} into a project, in the control panel") as details:
+        project_id = await _create_project(owner, study)
+        version = (await owner.get(f"api/projects/{project_id}"))["versions"][0]
+        details.append(f"app version {version['number']}, sha256 {version['fab_hash'][:16]}...")
+
+    with display.step(f"{owner.username} invites {' and '.join(one.username for one in others)}"):
+        for one in others:
+            await owner.submit(f"projects/{project_id}/invitations", {"user": one.username})
+
+    with display.step(f"{owner.username} joins in the panel, the others by a cell in their own notebooks") as details:
+        cell = f'import federator\nfederator.project("{study.title}").join(dataset="{study.dataset}")'
+        await asyncio.gather(
+            owner.submit(f"projects/{project_id}/participation", {"dataset": study.dataset}),
+            *(one.run_cell(cell) for one in others),
+        )
+        details.extend(f"[cyan]{line}" for line in cell.splitlines())
+
+    with display.step("Each site's data steward reads the code and approves exactly this version") as details:
+        await asyncio.gather(*(one.log_in() for one in deciders))
+        for one in deciders:
+            details.append(await _approve(one, project_id))
+
+    with display.step("The service puts a Flower client kernel into each researcher's server"):
+        await _all_ready(owner, project_id, len(people))
+
+    run_id = await _run(owner, project_id, study, titles, display)
+    run = await owner.get(f"api/runs/{run_id}")
+
+    with display.step("The members download the global model and its record") as details:
+        model = await others[0].download(f"api/runs/{run_id}/model")
+        sha256 = hashlib.sha256(model).hexdigest()
+        if sha256 != run["model"]["sha256"]:
+            raise StepError("The downloaded model is not the one in the record.")
+        record = await others[0].get(f"api/runs/{run_id}/record")
+        details.append(
+            f"model.safetensors, {len(model):,} bytes, sha256 {sha256[:16]}..., {len(record)} entries in its record"
+        )
+
+    display.result_table(run["scores"], titles, METRIC)
+    display.note(study.skew)
+    return _outcome(project_id, run_id, run["scores"], titles)
+
+
+async def _create_project(owner: Person, study: Study) -> str:
+    page = await owner.submit(
+        "projects/new",
+        {"name": study.title, "description": study.skew},
+        {"app": (study.notebook.name, study.notebook.read_bytes(), "application/x-ipynb+json")},
+    )
+    return page.url.path.rstrip("/").rpartition("/")[2]
+
+
+async def _approve(steward: Person, project_id: str) -> str:
+    """Open the review page of the one waiting request, and press "Approve"."""
+    waiting = [request for request in await steward.get("api/approvals") if request["state"] == "waiting"]
+    if len(waiting) != 1 or waiting[0]["project_id"] != project_id:
+        raise StepError(f"{steward.username} expected one approval to wait, and saw {len(waiting)}.")
+    request = waiting[0]
+    page = f"approvals/{project_id}/{request['fab_hash']}/{request['site']}/{request['dataset']}"
+    if "def train" not in await steward.open(page):
+        raise StepError(f"{steward.username} did not see the code on the review page.")
+    await steward.submit(page, {"state": "approved", "reason": "Read line by line."})
+    return f"{steward.username}: {request['site']}/{request['dataset']}"
+
+
+async def _all_ready(owner: Person, project_id: str, count: int) -> None:
+    """Wait for every participant's client to stand ready."""
+    states: list[str] = []
+    for _ in range(300):
+        project = await owner.get(f"api/projects/{project_id}")
+        clients = [one for one in project["participants"] if one["participation_id"]]
+        if any(one["client"] == "failed" for one in clients):
+            raise StepError(next(f"{one['user']}: {one['detail']}" for one in clients if one["client"] == "failed"))
+        states = [f"{one['user']} {one['client']}" for one in clients]
+        if sum(one["client"] in ("ready", "working") for one in clients) == count:
+            return
+        await asyncio.sleep(0.2)
+    raise StepError(f"Not every client got ready in a minute: {', '.join(states)}")
+
+
+async def _run(owner: Person, project_id: str, study: Study, titles: dict[str, str], display: Display) -> str:
+    run = await owner.post(f"api/projects/{project_id}/runs", {"rounds": study.rounds, "compare": True})
+    run_id: str = run["id"]
+    with (
+        display.step(f"{owner.username} starts the run: {study.rounds} rounds, then each site alone for comparison"),
+        display.rounds(study.rounds, METRIC) as view,
+    ):
+        while True:
+            detail = await owner.get(f"api/runs/{run_id}")
+            view.show(detail, titles)
+            summary: dict[str, Any] = detail["summary"]
+            if summary["status"] == "finished":
+                return run_id
+            if summary["status"] in ("failed", "stopped"):
+                raise StepError(f"The run {summary['status']}: {summary['message']}")
+            await asyncio.sleep(0.3)
+
+
+def _outcome(project_id: str, run_id: str, scores: list[dict[str, Any]], titles: dict[str, str]) -> Outcome:
+    federated = find_score(scores, "federated", ALL_SITES, METRIC)
+    alone = [find_score(scores, site, ALL_SITES, METRIC) for site in titles]
+    if federated is None or any(value is None for value in alone):
+        raise StepError("The table is not complete: a model was not scored on all test data.")
+    return Outcome(project_id, run_id, federated, max(value for value in alone if value is not None))

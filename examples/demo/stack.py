@@ -1,0 +1,164 @@
+"""Starts what the demo and the system tests need: the identity provider, the Hub, its proxy and the service.
+
+Each is a process of its own, on loopback, with its files below one folder. Nothing outlives `stop()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StackError(Exception):
+    """The stack could not be started. The text is for a person."""
+
+
+@dataclass
+class Process:
+    """One child process and its log file."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def last_lines(self, count: int = 12) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+@dataclass
+class Stack:
+    """A running Hub with everything around it.
+
+    Attributes:
+        origin: the Hub's one public URL, without a slash at the end.
+        folder: where all state and logs lie.
+    """
+
+    origin: str
+    folder: Path
+    processes: list[Process] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """End every process, the newest first, and wait for each."""
+        for process in reversed(self.processes):
+            if process.popen.poll() is None:
+                process.popen.send_signal(signal.SIGTERM)
+        for process in reversed(self.processes):
+            try:
+                process.popen.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.popen.pid, signal.SIGKILL)
+                process.popen.wait()
+        self.processes.clear()
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def start_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Stack:
+    """Start everything and return once the Hub and the service answer.
+
+    Args:
+        folder: emptied first; holds all state and logs.
+        datasets: site slug -> dataset folder.
+        port: of the Hub's public origin.
+
+    Raises:
+        StackError: a port is taken, or a part does not come up; with the last lines of its log.
+    """
+    if not is_free(port):
+        raise StackError(f"Port {port} is taken by another program. Choose another one: make demo PORT={port + 1}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stack = Stack(origin=f"http://127.0.0.1:{port}", folder=folder)
+    try:
+        provider_port = free_port()
+        _start(stack, "identity-provider", ["-m", "examples.demo.identity_provider", "--port", str(provider_port)], {})
+        _wait_for(stack, f"http://127.0.0.1:{provider_port}/.well-known/openid-configuration")
+        config = folder / "federator.toml"
+        config.write_text(deployment_toml(stack, provider_port, datasets), encoding="utf-8")
+        environment = {
+            "NOTEBOOK_FEDERATOR_CONFIG": str(config),
+            "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET": secrets.token_urlsafe(24),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        }
+        _start(stack, "hub", ["-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")], environment)
+        _wait_for(stack, f"{stack.origin}/hub/health")
+        _wait_for(stack, f"{stack.origin}/services/federation/health")
+    except BaseException:
+        stack.stop()
+        raise
+    return stack
+
+
+@contextlib.contextmanager
+def running_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Iterator[Stack]:
+    """`start_stack` for a `with` block; everything is stopped at its end."""
+    stack = start_stack(folder, datasets, port=port)
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _start(stack: Stack, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    log = stack.log(name)
+    with log.open("wb") as output:
+        popen = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    stack.processes.append(Process(name, popen, log))
+
+
+def _wait_for(stack: Stack, url: str, patience: float = 60) -> None:
+    """Ask until the URL answers 200."""
+    process = stack.processes[-1]
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if process.popen.poll() is not None:
+            raise StackError(
+                f"The {process.name} ended at once. Its last lines ({process.log}):\n{process.last_lines()}"
+            )
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
+    raise StackError(f"The {process.name} did not answer in {patience:.0f} s. Its last lines:\n{process.last_lines()}")
