@@ -12,10 +12,11 @@ import sys
 import threading
 from pathlib import Path
 
+from examples.demo.browser import StepError
 from examples.demo.data import DataError, find_image_sites, write_wisconsin_sites
+from examples.demo.deployment import DatasetFolder
 from examples.demo.display import Display
 from examples.demo.people import RESEARCHERS, STEWARDS, everyone
-from examples.demo.person import StepError
 from examples.demo.scenario import Outcome, Study, run_journey
 from examples.demo.stack import ROOT, Stack, StackError, start_stack
 
@@ -29,16 +30,16 @@ def main() -> int:
     display.headline(
         "Notebook Federator",
         "Three hospitals train one model. No patient's data leaves its hospital.\n"
-        "Real Hub, real single sign-on, real notebook servers, real Flower; all on this one machine,\n"
-        "as one user, so this demo shows the work and isolates nothing.",
+        "Hub, single sign-on, notebook servers and Flower are the real ones, all on\n"
+        "this one machine and account: the demo shows the work and isolates nothing.",
     )
     stack: Stack | None = None
     try:
         with display.step("The three hospitals' data") as details:
-            study, datasets = prepare_study(options.data)
+            study, dataset = prepare_study(options.data)
             details.append(study.skew)
         with display.step("The identity provider, the Hub, its proxy and the federation service"):
-            stack = start_stack(FOLDER, datasets, port=options.port)
+            stack = start_stack(FOLDER, dataset, port=options.port)
         outcome = asyncio.run(run_journey(stack.origin, study, RESEARCHERS, STEWARDS, display))
         tell_outcome(display, outcome)
         if not options.exit:
@@ -64,18 +65,24 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare_study(data: Path | None) -> tuple[Study, dict[str, Path]]:
-    """Choose notebook and data: site slug -> its dataset's folder."""
+def prepare_study(data: Path | None) -> tuple[Study, DatasetFolder]:
+    """Choose the notebook, and cut or find the three hospitals' data."""
     sites = [one.site for one in RESEARCHERS]
     if data is None:
         folder = FOLDER.with_name(".demo-data")
-        skew = write_wisconsin_sites(folder, sites)
-        study = Study("Breast aspirates", NOTEBOOKS / "tabular.ipynb", "biopsies", 10, skew)
-        return study, {site: folder / site for site in sites}
-    folders = find_image_sites(data, len(sites))
-    skew = "The hospitals differ in how many of their training images show a tumour; that skew does most of the work."
-    study = Study("Histopathology", NOTEBOOKS / "histopathology.ipynb", "biopsies", 20, skew)
-    return study, dict(zip(sites, folders, strict=True))
+        skew = write_wisconsin_sites(folder)
+        folders = {site: folder / site for site in sites}
+        dataset = DatasetFolder("biopsies", "Fine-needle aspirates", skew, folders)
+        return Study("Breast aspirates", NOTEBOOKS / "tabular.ipynb", dataset.name, 10, skew), dataset
+    skew = (
+        "The hospitals differ in stain, and in how many of their training images show a tumour: the latter does most."
+    )
+    found = find_image_sites(data)
+    if len(found) != len(sites):
+        raise DataError(f"{data} holds {len(found)} site folders; the demo has {len(sites)} hospitals")
+    folders = dict(zip(sites, found, strict=True))
+    dataset = DatasetFolder("patches", "Histopathology patches", skew, folders)
+    return Study("Histopathology", NOTEBOOKS / "histopathology.ipynb", dataset.name, 20, skew), dataset
 
 
 def tell_outcome(display: Display, outcome: Outcome) -> None:

