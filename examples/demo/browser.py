@@ -9,7 +9,8 @@ import html
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -107,12 +108,34 @@ class Browser:
         """Send JSON to the service's API."""
         return self._parsed(await self.request("POST", path, body))
 
+    async def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Send JSON that replaces what is there."""
+        return self._parsed(await self.request("PUT", path, body))
+
+    async def upload(self, path: str, file: Path) -> Any:
+        """Send a notebook or a Flower app as it is."""
+        answer = await self.http.post(
+            SERVICE + path, params={"filename": file.name}, content=file.read_bytes(), headers=self._xsrf(SERVICE)
+        )
+        return self._parsed(answer)
+
     async def download(self, path: str) -> bytes:
         """Download a file that the service gives."""
         answer = await self.request("GET", path)
         if answer.status_code != httpx.codes.OK:
             raise StepError(f"{self.username} could not download {path}: {answer.text}")
         return answer.content
+
+    async def watch(self, project_id: str) -> AsyncIterator[tuple[str, Any]]:
+        """Follow a project live: ("project", ProjectDetail) and ("run", RunDetail of its newest run), as JSON."""
+        path = f"{SERVICE}api/projects/{project_id}/events"
+        async with self.http.stream("GET", path, timeout=httpx.Timeout(60)) as stream:
+            kind = ""
+            async for line in stream.aiter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield kind, json.loads(line.removeprefix("data: "))
 
     def _parsed(self, answer: httpx.Response) -> Any:
         if answer.is_error:

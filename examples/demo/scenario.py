@@ -14,6 +14,7 @@ from examples.demo.display import ALL_SITES, Display, find_score
 from examples.demo.people import Researcher, Steward
 
 METRIC = "accuracy"
+READY_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -143,34 +144,39 @@ async def _approve(steward: Browser, project_id: str) -> str:
 async def _all_ready(owner: Browser, project_id: str, count: int) -> None:
     """Wait for every participant's client to stand ready."""
     states: list[str] = []
-    for _ in range(300):
-        project = await owner.get(f"api/projects/{project_id}")
-        clients = [one for one in project["participants"] if one["participation_id"]]
-        if any(one["client"] == "failed" for one in clients):
-            raise StepError(next(f"{one['user']}: {one['detail']}" for one in clients if one["client"] == "failed"))
-        states = [f"{one['user']} {one['client']}" for one in clients]
-        if sum(one["client"] in ("ready", "working") for one in clients) == count:
-            return
-        await asyncio.sleep(0.2)
-    raise StepError(f"Not every client got ready in a minute: {', '.join(states)}")
+    try:
+        async with asyncio.timeout(READY_PATIENCE_S):
+            async for kind, project in owner.watch(project_id):
+                if kind != "project":
+                    continue
+                clients = [one for one in project["participants"] if one["participation_id"]]
+                if failed := [one for one in clients if one["client"] == "failed"]:
+                    raise StepError(f"{failed[0]['user']}: {failed[0]['detail']}")
+                states = [f"{one['user']} {one['client']}" for one in clients]
+                if sum(one["client"] in ("ready", "working") for one in clients) == count:
+                    return
+    except TimeoutError:
+        pass
+    raise StepError(f"Not every client got ready in {READY_PATIENCE_S:.0f} s: {', '.join(states)}")
 
 
 async def _run(owner: Browser, project_id: str, study: Study, titles: dict[str, str], display: Display) -> str:
-    run = await owner.post(f"api/projects/{project_id}/runs", {"rounds": study.rounds, "compare": True})
-    run_id: str = run["id"]
+    """Start the run and follow it to its end, as the project page does."""
+    started = await owner.post(f"api/projects/{project_id}/runs", {"rounds": study.rounds, "compare": True})
     with (
         display.step(f"{owner.username} starts the run: {study.rounds} rounds, then each site alone for comparison"),
         display.rounds(study.rounds, METRIC) as view,
     ):
-        while True:
-            detail = await owner.get(f"api/runs/{run_id}")
-            view.show(detail, titles)
-            summary: dict[str, Any] = detail["summary"]
-            if summary["status"] == "finished":
-                return run_id
+        async for kind, run in owner.watch(project_id):
+            if kind != "run" or run["summary"]["id"] != started["id"]:
+                continue
+            view.show(run, titles)
+            summary: dict[str, Any] = run["summary"]
             if summary["status"] in ("failed", "stopped"):
                 raise StepError(f"The run {summary['status']}: {summary['message']}")
-            await asyncio.sleep(0.3)
+            if summary["status"] == "finished":
+                break
+    return str(started["id"])
 
 
 def _outcome(project_id: str, run_id: str, scores: list[dict[str, Any]], titles: dict[str, str]) -> Outcome:
