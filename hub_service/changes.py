@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+RUNS_TOPIC = "runs"  # a run was asked for or stopped, or who may take part in one has changed
+
+
+def project_topic(project_id: str) -> str:
+    """What a project's page shows has changed."""
+    return f"project:{project_id}"
+
+
+def user_topic(user: str) -> str:
+    """What a person's notebook server must run, or what waits for them, has changed."""
+    return f"user:{user}"
+
 
 class Changes:
-    """Counts changes by topic and wakes those who wait. Topics are "project:<id>" and "user:<name>"."""
+    """Counts changes by topic and wakes those who wait."""
 
     def __init__(self) -> None:
         self._revisions: dict[str, int] = defaultdict(int)

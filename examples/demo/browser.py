@@ -87,11 +87,12 @@ class Browser:
         self, page: str, data: Mapping[str, str], files: Mapping[str, Any] | None = None
     ) -> httpx.Response:
         """Send a page's form, as the browser does, and return the page that follows."""
-        token = self.http.cookies.get("_xsrf", path=SERVICE)
-        if token is None:
-            await self.open()
-            token = self.http.cookies.get("_xsrf", path=SERVICE)
-        answer = await self.http.post(SERVICE + page, data={**data, "_xsrf": token or ""}, files=files)
+        token = {"_xsrf": self.http.cookies.get("_xsrf", path=SERVICE) or ""}
+        answer = await self.http.post(
+            SERVICE + page, params=token, data=data, files=files, follow_redirects=False, timeout=120
+        )
+        if answer.is_redirect:  # followed by hand: httpx would send the form's Content-Type once more
+            answer = await self.http.get(answer.headers["Location"])
         if answer.status_code != httpx.codes.OK:
             raise StepError(f"{self.username} sent {page}: {page_message(answer.text)}")
         return answer

@@ -1,6 +1,7 @@
 """Everything that can go wrong and be told to a person.
 
     FederationError                     code, public text, what to do next; debug text for the log only
+    ├── Unauthenticated                 the Hub knows nobody by what was sent
     ├── NotFound                        missing, or not yours: the two look alike
     ├── Forbidden                       you are a member, but this is somebody else's to do
     ├── Invalid                         what was sent cannot be used (InvalidNotebook, InvalidApp are in `apps`)
@@ -17,6 +18,7 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
+    UNAUTHENTICATED = "unauthenticated"
     NOT_FOUND = "not-found"
     FORBIDDEN = "forbidden"
     INVALID = "invalid"
@@ -41,6 +43,10 @@ class FederationError(Exception):
         self.message = message
         self.next_step = next_step
         self.debug = debug
+
+
+class Unauthenticated(FederationError):
+    code = ErrorCode.UNAUTHENTICATED
 
 
 class NotFound(FederationError):

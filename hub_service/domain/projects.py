@@ -67,6 +67,7 @@ class AppVersion:
     cells: tuple[Cell, ...]
     files: tuple[SourceFile, ...]
     imports: tuple[str, ...]
+    config_keys: tuple[str, ...] = ()  # keys of [tool.flwr.app.config]: what a run may set
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +90,12 @@ class Participation:
     client: ClientState
     client_detail: str
     joined_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGrant:
+    """What a node's key opens: the one project whose aggregator the gateway connects it to."""
+
+    participation_id: str
+    project_id: str
+    node_id: int | None  # None until the project's SuperLink knows the key

@@ -23,7 +23,11 @@ class RunTarget(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of an app version. `sites` maps each taking-part participation's id to its site."""
+    """One execution of an app version.
+
+    `sites` maps each taking-part participation's id to its site, or to "site/dataset" where a site takes part with
+    more than one.
+    """
 
     id: str
     project_id: str
@@ -42,6 +46,8 @@ class Run:
     model_sha256: str
     model_size: int
     model_round: int
+    round: int = 0  # the last federated round seen
+    nodes: dict[str, str] = field(default_factory=dict)  # decimal node id -> site, for every node that took part
 
 
 class EventKind(StrEnum):

@@ -1,0 +1,1 @@
+"""Fleet traffic: node key -> project -> aggregator; long polls; limits."""

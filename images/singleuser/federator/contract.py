@@ -16,6 +16,8 @@ API_VERSION = 1
 SERVICE_NAME = "federation"
 SERVICE_PREFIX = f"/services/{SERVICE_NAME}/"
 FLEET_PREFIX = "/v1/fleet/"
+# Set by the gateway on a 503 that means "your key is good, but no aggregator runs yet: ask again".
+FLEET_WAITING_HEADER = "Federation-Waiting"
 
 Metrics = dict[str, float]
 
@@ -55,6 +57,7 @@ class Route(StrEnum):
     APPS = "api/projects/{project_id}/apps"
     APP = "api/projects/{project_id}/apps/{fab_hash}"
     INVITATIONS = "api/projects/{project_id}/invitations"
+    DECLINE = "api/projects/{project_id}/decline"
     PARTICIPATION = "api/projects/{project_id}/participation"
     MEMBER = "api/projects/{project_id}/members/{user}"
     EVENTS = "api/projects/{project_id}/events"

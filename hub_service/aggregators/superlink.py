@@ -1,0 +1,154 @@
+"""Flower's Control API, as far as we use it. The API has no authentication: it is reached on loopback only.
+
+Called by `hub_service.reconciler` (runs and nodes) and by `hub_service.gateway` (node ids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListNodesResponse,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    StartRunRequest,
+    StartRunResponse,
+    StopRunRequest,
+    StopRunResponse,
+    UnregisterNodeRequest,
+    UnregisterNodeResponse,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
+from google.protobuf.message import Message
+
+from hub_service.aggregators.base import Endpoint
+from hub_service.domain.errors import Conflict, Invalid, Unavailable
+
+CALL_TIMEOUT_S = 30.0
+_MEDIA_TYPE = "application/protobuf"
+_UNREGISTERED = "unregistered"
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+
+class SuperLink:
+    """One project's SuperLink. Every method raises Unavailable where it does not answer."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url = f"http://{endpoint.address}/v1/control/"
+
+    async def register_node(self, public_key: bytes) -> int:
+        """Let the node with this key take part; return the SuperLink's id of it. A known key returns its node id.
+
+        Raises:
+            Invalid: not a public key on a NIST elliptic curve.
+            Conflict: the key was unregistered here before. Flower never takes such a key back.
+        """
+        key = normal_public_key(public_key)
+        try:
+            answer = await self._call("register-node", RegisterNodeRequest(public_key=key), RegisterNodeResponse)
+        except FlowerError as error:
+            if error.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
+                raise _refused(error) from error
+            node_id = await self.node_id(key)
+            if node_id is None:
+                raise Conflict(
+                    "This node's key was removed from the project before.",
+                    "Restart the Flower client kernel: it then makes a new key.",
+                ) from error
+            return node_id
+        return answer.node_id
+
+    async def node_id(self, public_key: bytes) -> int | None:
+        """The id of the node registered with this key, or None."""
+        key = normal_public_key(public_key)
+        try:
+            answer = await self._call("list-nodes", ListNodesRequest(), ListNodesResponse)
+        except FlowerError as error:
+            raise _refused(error) from error
+        for node in answer.nodes_info:
+            if node.public_key == key and node.status != _UNREGISTERED:
+                return int(node.node_id)
+        return None
+
+    async def unregister_node(self, node_id: int) -> None:
+        """Take the node out. An unknown node is no error."""
+        try:
+            await self._call("unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse)
+        except FlowerError as error:
+            if error.code != ApiErrorCode.NODE_NOT_FOUND:
+                raise _refused(error) from error
+
+    async def start_run(self, fab: bytes, config: Mapping[str, str | int | float | bool]) -> int:
+        """Make a run of the FAB, pending until a ServerApp process takes it; return Flower's run id.
+
+        Raises:
+            Invalid: the FAB is none, or `config` has a key that the FAB's run config lacks.
+        """
+        request = StartRunRequest(fab=Fab(content=fab), override_config=user_config_to_proto(dict(config)))
+        try:
+            answer = await self._call("start-run", request, StartRunResponse)
+        except FlowerError as error:
+            raise _refused(error) from error
+        if not answer.HasField("run_id"):
+            raise Invalid("Flower did not take the app: it is too large.", "Leave out data files and try again.")
+        return answer.run_id
+
+    async def stop_run(self, flower_run_id: int) -> None:
+        """Stop the run. A finished or unknown run is no error."""
+        try:
+            await self._call("stop-run", StopRunRequest(run_id=flower_run_id), StopRunResponse)
+        except FlowerError as error:
+            if error.code not in (ApiErrorCode.RUN_ALREADY_FINISHED, ApiErrorCode.RUN_ID_NOT_FOUND):
+                raise _refused(error) from error
+
+    async def _call(self, operation: str, request: Message, answer_type: type[_Answer]) -> _Answer:
+        headers = {"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE}
+        try:
+            async with httpx.AsyncClient(timeout=CALL_TIMEOUT_S, trust_env=False) as client:
+                response = await client.post(
+                    self._url + operation, content=request.SerializeToString(), headers=headers
+                )
+        except httpx.TransportError as error:
+            raise Unavailable(
+                "The project's aggregator does not answer.",
+                "Try again; if it stays so, ask the Hub's administrators.",
+                debug=f"{operation}: {error!r}",
+            ) from error
+        if response.is_error:
+            raise FlowerError.from_json(response.text) or Unavailable(
+                "The project's aggregator could not do what it was asked.",
+                "Try again; if it stays so, ask the Hub's administrators.",
+                debug=f"{operation}: HTTP {response.status_code}",
+            )
+        answer: _Answer = answer_type()
+        answer.ParseFromString(response.content)
+        return answer
+
+
+def normal_public_key(public_key: bytes) -> bytes:
+    """The key as Flower's nodes send it (PEM), from PEM or OpenSSH text.
+
+    Raises Invalid for anything but a public key on a NIST elliptic curve: Flower takes no other.
+    """
+    load = load_ssh_public_key if public_key.startswith(b"ecdsa-sha2-") else load_pem_public_key
+    try:
+        key = load(public_key)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Invalid("This is no public key.", "Send an elliptic curve public key as PEM or OpenSSH text.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not uses_nist_ec_curve(key):
+        raise Invalid("Flower takes only keys on a NIST elliptic curve.", "Make one with, for example, P-256.")
+    return bytes(public_key_to_bytes(key))
+
+
+def _refused(error: FlowerError) -> Invalid:
+    return Invalid(f"Flower refused: {error.message}", "Check the app and its run config.", debug=f"code {error.code}")

@@ -1,0 +1,229 @@
+"""Builds every object of the service and wires them; the only place that names concrete classes.
+
+The order matters: the Hub ends itself if a managed service does not answer within 30 s. So the port is bound and
+`/health` answers first; the database and the aggregators are opened after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from http import HTTPStatus
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from federator.contract import FLEET_PREFIX
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from hub_service.aggregators.local import LocalAggregators
+from hub_service.aggregators.superlink import SuperLink
+from hub_service.apps.build import AppBuilder
+from hub_service.artifacts import Artifacts
+from hub_service.changes import Changes
+from hub_service.coordinator import Coordinator
+from hub_service.gateway.gateway import Gateway
+from hub_service.gateway.handlers import fleet_routes
+from hub_service.hub_client import HubClient
+from hub_service.identity import OAuthCallback, hub_auth_from_environment
+from hub_service.reconciler import Reconciler
+from hub_service.settings import Settings
+from hub_service.store.sql import SqlStore
+from hub_service.web.routes import make_routes
+
+log = logging.getLogger(__name__)
+
+_LOST_CLIENTS_EVERY_S = 5.0
+_RESTART_AFTER_S = 5.0  # a background task that broke is started again after this long
+
+
+class Health(RequestHandler):
+    """Whether the service is there, for the Hub and for whoever watches it. Tells nothing else."""
+
+    def get(self) -> None:
+        self.write({"status": "ready" if self.settings["ready"].is_set() else "starting"})
+
+
+class NothingHere(RequestHandler):
+    """Every path that no other handler takes; while the service starts, that is every path but `/health`."""
+
+    def prepare(self) -> None:
+        starting = not self.settings["ready"].is_set()
+        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if starting else HTTPStatus.NOT_FOUND)
+        if starting:
+            self.set_header("Retry-After", "1")
+        self.finish("The federation service is starting.\n" if starting else "There is nothing here.\n")
+
+    def check_xsrf_cookie(self) -> None:
+        """Nothing here has an effect."""
+
+
+class Service:
+    """The running service. `start`, then `close`; `port` is where it listens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._opened = AsyncExitStack()
+        self._ready = asyncio.Event()
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Answer `/health`, then open everything; return when all routes are served."""
+        self._settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        application = self._listen()
+        self._open(application)
+        self._ready.set()
+        log.info("ready on %s:%d", self._settings.host, self.port)
+
+    async def close(self) -> None:
+        """Stop answering, end runs and aggregators, close the database."""
+        await self._opened.aclose()
+
+    def _listen(self) -> Application:
+        application = Application(
+            self._health_routes(),
+            default_handler_class=NothingHere,
+            hub_auth=hub_auth_from_environment(),
+            cookie_secret=_kept_secret(self._settings.state_dir / "cookie-secret"),
+            xsrf_cookies=True,
+            log_function=_log_request,
+            ready=self._ready,
+        )
+        server = HTTPServer(application, xheaders=True)
+        sockets = bind_sockets(self._settings.port, self._settings.host)
+        server.add_sockets(sockets)
+        self.port = sockets[0].getsockname()[1]
+        self._opened.push_async_callback(server.close_all_connections)
+        self._opened.callback(server.stop)
+        return application
+
+    def _health_routes(self) -> list[tuple[str, type[RequestHandler]]]:
+        return [("/health", Health), (f"{self._settings.prefix}health", Health)]
+
+    def _open(self, application: Application) -> None:
+        settings = self._settings
+        changes = Changes()
+        store = SqlStore(f"sqlite:///{settings.state_dir.absolute() / 'federation.db'}")
+        self._opened.callback(store.close)
+        artifacts = Artifacts(settings.state_dir / "artifacts")
+        backend = LocalAggregators(settings.state_dir)
+        coordinator = Coordinator(
+            store=store,
+            artifacts=artifacts,
+            hub=HubClient(settings.hub_api_url, settings.hub_api_token),
+            builder=AppBuilder(known_modules=frozenset(packages_distributions())),
+            sites=settings.sites,
+            changes=changes,
+            clock=_now,
+            new_id=_new_id,
+            admin_contact=settings.admin_contact,
+        )
+        reconciler = Reconciler(
+            store=store, artifacts=artifacts, backend=backend, superlink=SuperLink, changes=changes, clock=_now
+        )
+        self._opened.push_async_callback(reconciler.close)
+        gateway = Gateway(grants=coordinator.node_grant, backend=backend, seen=coordinator.node_seen, clock=_now)
+        self._opened.push_async_callback(gateway.close)
+        self._in_background(reconciler.run, "reconciler")
+        self._in_background(_every(_LOST_CLIENTS_EVERY_S, coordinator.note_lost_clients), "lost clients")
+        application.add_handlers(
+            ".*",
+            [
+                *self._health_routes(),  # the routes below would take its path
+                (f"{settings.prefix}oauth_callback", OAuthCallback),
+                *fleet_routes(gateway),
+                *make_routes(coordinator=coordinator, changes=changes, prefix=settings.prefix),
+            ],
+        )
+
+    def _in_background(self, run: Callable[[], Awaitable[None]], name: str) -> None:
+        task = asyncio.create_task(_kept_running(run, name), name=name)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.wait({task})
+
+        self._opened.push_async_callback(end)
+
+
+async def serve(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT."""
+    asked_to_end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_end.set)
+    service = Service(settings)
+    try:
+        await service.start()
+        await asked_to_end.wait()
+    finally:
+        await service.close()
+
+
+def set_up_logging() -> None:
+    """One readable line an event on standard error, which the Hub's log takes up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # These write session ids, or an address for every request of ours.
+    for name in ("tornado.application", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _log_request(handler: RequestHandler) -> None:
+    """Called by tornado after each request. Without the query: OAuth codes and XSRF tokens stand there."""
+    request = handler.request
+    level = logging.INFO
+    if request.path.startswith(FLEET_PREFIX):
+        level = logging.DEBUG  # a round has hundreds
+    if handler.get_status() >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        level = logging.ERROR
+    milliseconds = 1000 * request.request_time()
+    log.log(level, "%s %s %d %.0f ms", request.method, request.path, handler.get_status(), milliseconds)
+
+
+def _kept_secret(path: Path) -> bytes:
+    """A secret that survives a restart, so that logins do too."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with open(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+async def _kept_running(run: Callable[[], Awaitable[None]], name: str) -> None:
+    """Run a background task; one that breaks is logged and started again: a single fault stops nothing for good."""
+    while True:
+        task = asyncio.ensure_future(run())
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        log.error("%s broke and is started again", name, exc_info=task.exception())
+        await asyncio.sleep(_RESTART_AFTER_S)
+
+
+def _every(seconds: float, act: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            act()
+
+    return run
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())

@@ -1,0 +1,45 @@
+"""What runs in the aggregator: rounds of training and evaluation over the nodes that are there."""
+
+import logging
+from typing import Any
+
+from flwr.app import DEFAULT_TTL, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from . import notebook, task
+
+app = ServerApp()
+
+_log = logging.getLogger("flwr")
+_MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Start from the same initial model each time, and go through the rounds."""
+    config: dict[str, Any] = dict(context.run_config)
+    task.seed_everything(config["seed"])
+    initial = task.arrays_of(notebook.build_model())
+    strategy = _strategy(config)
+    lower_minima(strategy, nodes=max(1, len(list(grid.get_node_ids()))))
+    # A site may train for hours. One that is gone is answered for by the SuperLink, so nothing waits for it.
+    strategy.start(grid=grid, initial_arrays=initial, num_rounds=int(config["num-server-rounds"]), timeout=DEFAULT_TTL)
+
+
+def _strategy(config: dict[str, Any]) -> Any:
+    """The notebook's own strategy, else FedAvg over all nodes, going on with the others when one is away."""
+    if hasattr(notebook, "strategy"):
+        return notebook.strategy(config)
+    return FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+
+
+def lower_minima(strategy: Any, nodes: int) -> None:
+    """Flower waits without end for nodes that a strategy demands beyond those there are; lower what it demands."""
+    for name in _MINIMA:
+        demanded = getattr(strategy, name, 0)
+        if demanded > nodes:
+            _log.warning("%s lowered from %d to %d: so many nodes take part", name, demanded, nodes)
+            setattr(strategy, name, nodes)
+    if hasattr(strategy, "strategy"):  # Flower's wrappers for differential privacy
+        lower_minima(strategy.strategy, nodes)

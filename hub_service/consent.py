@@ -1,0 +1,44 @@
+"""What the sites' stewards have said, as of now. Reads the store; decisions are taken in the coordinator."""
+
+from __future__ import annotations
+
+from federator.contract import ApprovalState
+
+from hub_service.domain.approvals import Approval
+from hub_service.domain.clock import Clock
+from hub_service.domain.projects import Participation
+from hub_service.store.base import Store
+
+
+class Consent:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def decision(self, project_id: str, fab_hash: str, site: str, dataset: str) -> Approval | None:
+        """The newest decision on exactly this app version, site and dataset."""
+        for approval in self._store.approvals(project_id):
+            if (approval.fab_hash, approval.site, approval.dataset) == (fab_hash, site, dataset):
+                return approval
+        return None
+
+    def state_of(self, approval: Approval | None) -> ApprovalState:
+        """The state now; WAITING where nobody has decided."""
+        return ApprovalState.WAITING if approval is None else approval.state_at(self._clock())
+
+    def state(self, participation: Participation, fab_hash: str) -> ApprovalState:
+        decision = self.decision(participation.project_id, fab_hash, participation.site, participation.dataset)
+        return self.state_of(decision)
+
+    def approved_hashes(self, participation: Participation) -> tuple[str, ...]:
+        """FAB hashes that may run on the participation's dataset now, newest version first."""
+        approved = {
+            approval.fab_hash
+            for approval in self._store.approvals(participation.project_id)
+            if (approval.site, approval.dataset) == (participation.site, participation.dataset)
+            and self.state_of(approval) is ApprovalState.APPROVED
+        }
+        if not approved:
+            return ()
+        versions = reversed(self._store.app_versions(participation.project_id))
+        return tuple(version.fab_hash for version in versions if version.fab_hash in approved)

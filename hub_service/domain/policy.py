@@ -1,0 +1,188 @@
+"""Who may do what. The only place where that is decided; everybody else asks here.
+
+Two tables: what a role in a project may do, and which Hub scope an action needs besides. A person without a role in a
+project learns nothing of it, not even that it exists. Administering the Hub gives no role in any project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+
+from federator.contract import MemberState, Scope
+
+from hub_service.domain.errors import Forbidden, NotFound
+from hub_service.domain.projects import Member, Participation, Principal, Project
+
+
+class Role(StrEnum):
+    """A person's part in one project."""
+
+    OWNER = "owner"
+    MEMBER = "member"
+    INVITED = "invited"
+
+
+class Action(StrEnum):
+    """What a person can do in a project. The values are what pages and notebooks see in `ProjectDetail.actions`."""
+
+    SEE = "see"
+    SEE_RUNS = "see-runs"
+    DOWNLOAD = "download"
+    JOIN = "join"
+    DECLINE = "decline"
+    LEAVE = "leave"
+    INVITE = "invite"
+    REMOVE = "remove"
+    ADD_APP = "add-app"
+    START = "start"
+    STOP = "stop"
+
+
+_MEMBER_ACTIONS = frozenset({Action.SEE, Action.SEE_RUNS, Action.DOWNLOAD, Action.JOIN, Action.LEAVE})
+
+ROLE_ACTIONS: Mapping[Role, frozenset[Action]] = {
+    Role.OWNER: _MEMBER_ACTIONS | {Action.INVITE, Action.REMOVE, Action.ADD_APP, Action.START, Action.STOP},
+    Role.MEMBER: _MEMBER_ACTIONS,
+    Role.INVITED: frozenset({Action.SEE, Action.JOIN, Action.DECLINE}),
+}
+
+# Every action in a project needs this scope; deciding for a site's data needs Scope.APPROVE instead, which no
+# notebook server's token has.
+PROJECT_SCOPE = Scope.USE
+
+# States of other members that a role sees: only the owner learns who declined, left or was removed.
+_VISIBLE_STATES: Mapping[Role, frozenset[MemberState]] = {
+    Role.OWNER: frozenset(MemberState),
+    Role.MEMBER: frozenset({MemberState.INVITED, MemberState.JOINED}),
+    Role.INVITED: frozenset({MemberState.INVITED, MemberState.JOINED}),
+}
+
+_ASK_FOR_SCOPE: Mapping[Scope, str] = {
+    Scope.ACCESS: "Ask the Hub's administrator for access to the federation service.",
+    Scope.USE: "Ask the Hub's administrator for the role of a researcher.",
+    Scope.APPROVE: "Log in on the Hub's page as a data steward; a notebook server's token cannot decide for a site.",
+    Scope.ADMINISTER: "Ask the Hub's administrator.",
+}
+
+
+def require_scope(principal: Principal, scope: Scope) -> None:
+    """Raise Forbidden unless the principal's token has the scope."""
+    if scope not in principal.scopes:
+        raise Forbidden(
+            "Your login does not allow this.",
+            _ASK_FOR_SCOPE[scope],
+            debug=f"{principal.name} lacks scope {scope}",
+        )
+
+
+def role_in(project: Project, membership: Member | None) -> Role | None:
+    """The role that a membership gives now; None for a stranger and for one who declined, left or was removed."""
+    if membership is None or membership.project_id != project.id:
+        return None
+    if membership.state is MemberState.INVITED:
+        return Role.INVITED
+    if membership.state is not MemberState.JOINED:
+        return None
+    return Role.OWNER if membership.user == project.owner else Role.MEMBER
+
+
+def no_such_project() -> NotFound:
+    """The one answer for a project that does not exist and for one that is somebody else's."""
+    return NotFound(
+        "There is no such project, or you are not a member of it.",
+        "Ask the project's owner for an invitation.",
+    )
+
+
+def require(principal: Principal, action: Action, project: Project | None, membership: Member | None) -> Role:
+    """Return the principal's role in the project if it allows the action.
+
+    Raises NotFound if the project does not exist or is not theirs to see, Forbidden if they lack the scope or the role.
+    """
+    require_scope(principal, PROJECT_SCOPE)
+    if project is None or (membership is not None and membership.user != principal.name):
+        raise no_such_project()
+    role = role_in(project, membership)
+    if role is None:
+        raise no_such_project()
+    if action not in ROLE_ACTIONS[role]:
+        raise _not_your_part(action, role, project)
+    return role
+
+
+def _not_your_part(action: Action, role: Role, project: Project) -> Forbidden:
+    if role is Role.INVITED:
+        return Forbidden("You have not joined this project yet.", "Accept the invitation first.")
+    if action is Action.DECLINE:
+        return Forbidden("You have joined this project already.", "Leave it if you no longer take part.")
+    return Forbidden(
+        "Only the project's owner can do this.", f"Ask {project.owner}.", debug=f"{action} as {role} of {project.id}"
+    )
+
+
+def allowed_actions(role: Role, *, takes_part: bool, has_app: bool, run_in_flight: bool) -> tuple[Action, ...]:
+    """The actions to offer now: what the role allows, without what the project's state rules out."""
+    ruled_out: set[Action] = set()
+    if takes_part:
+        ruled_out.add(Action.JOIN)
+    if role is Role.OWNER and not takes_part:
+        ruled_out.add(Action.LEAVE)
+    if run_in_flight or not has_app:
+        ruled_out.add(Action.START)
+    if not run_in_flight:
+        ruled_out.add(Action.STOP)
+    return tuple(action for action in Action if action in ROLE_ACTIONS[role] - ruled_out)
+
+
+def visible_states(role: Role) -> frozenset[MemberState]:
+    """In which states members are listed to somebody of this role."""
+    return _VISIBLE_STATES[role]
+
+
+def sites_decided_by(principal: Principal) -> frozenset[str]:
+    """Sites for whose data this login may decide: needs the steward's group and the scope of a browser login."""
+    return principal.stewarded_sites if Scope.APPROVE in principal.scopes else frozenset()
+
+
+def require_steward(principal: Principal, site: str) -> None:
+    """Raise unless the principal may decide for the site.
+
+    Raises Forbidden if a steward of the site came with a token that may not decide; NotFound for everybody else.
+    """
+    if site not in principal.stewarded_sites:
+        raise no_such_request()
+    require_scope(principal, Scope.APPROVE)
+
+
+def no_such_request() -> NotFound:
+    """The one answer for a request that does not exist and for one at another site."""
+    return NotFound(
+        "There is no such approval request at a site that you are a data steward of.",
+        "Open the approvals page for the requests that wait for you.",
+    )
+
+
+def may_review(principal: Principal, role: Role | None, asked_sites: Collection[str]) -> bool:
+    """Whether the principal may read an app version: members, and stewards of the sites that were asked."""
+    if role is not None and Action.SEE in ROLE_ACTIONS[role]:
+        return Scope.USE in principal.scopes
+    return not sites_decided_by(principal).isdisjoint(asked_sites)
+
+
+def require_own_participation(principal: Principal, participation: Participation | None) -> Participation:
+    """Return the participation if it is active, the principal's, and at the site that the Hub places them at now.
+
+    Raises NotFound otherwise, Forbidden without the scope.
+    """
+    require_scope(principal, PROJECT_SCOPE)
+    if participation is None or not is_own_participation(principal, participation):
+        raise NotFound(
+            "There is no such participation, or it is not yours.", "See your projects for what you take part in."
+        )
+    return participation
+
+
+def is_own_participation(principal: Principal, participation: Participation) -> bool:
+    """Whether the principal's notebook server is the one that runs this participation."""
+    return participation.active and participation.user == principal.name and participation.site in principal.sites

@@ -1,0 +1,384 @@
+"""Between nodes and aggregators. A node knows the Hub's address and its own key; the key says which project it is in.
+
+What the gateway adds to Flower's Fleet API:
+
+    register-node, unregister-node      refused: keys are registered through the service
+    activate-node                       waits until the project's aggregator runs, and brings the node online there
+    pull-messages                       long poll; an empty answer means "nothing yet". A message is handed out again
+                                        until its receipt is confirmed, so that a lost connection loses no message
+    send-node-heartbeat                 answered here while no aggregator runs
+    all others                          forwarded as they are
+
+Refusals are statuses that Flower's nodes know: 401 the key opens nothing, 403 the run does not run, 503 try again.
+409 is ours: the aggregator has this key under another node id; activate again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import httpx
+from federator.contract import FLEET_WAITING_HEADER
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node
+from google.protobuf.message import DecodeError, Message
+
+from hub_service.aggregators.base import AggregatorBackend, Endpoint
+from hub_service.aggregators.superlink import SuperLink
+from hub_service.domain.errors import Unavailable
+from hub_service.domain.projects import NodeGrant
+from hub_service.gateway.signature import SIGNATURE_HEADERS, NotSigned, signing_key
+
+LONGEST_POLL_S = 20.0
+BODY_LIMIT = 2 * 1024**3  # bytes
+
+MEDIA_TYPE = "application/protobuf"
+_FORWARDED_HEADERS = (*SIGNATURE_HEADERS, "content-type", "accept", "content-length")
+_VERSION_HEADER_PREFIX = "flwr-"
+_GRANT_AGE_S = 0.5  # how long a waiting poll goes on without asking whether its key is still good
+_ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should its own heartbeats fail
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
+_HANDED_AT_MOST = 3
+
+
+_Request = TypeVar("_Request", bound=Message)
+
+
+class Refusal(Exception):
+    """A request that is answered with an error status. The text is for the node's log."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.headers = dict(headers or {})
+
+
+class KeyUnknown(Refusal):
+    def __init__(self) -> None:
+        super().__init__(401, "This node's key opens no project here.")
+
+
+class NotNow(Refusal):
+    def __init__(self) -> None:
+        super().__init__(503, "The project's aggregator does not answer; try again.")
+
+
+class NoRun(Refusal):
+    def __init__(self) -> None:
+        super().__init__(403, "The run does not run any more.")
+
+
+class AnotherNode(Refusal):
+    def __init__(self) -> None:
+        super().__init__(409, "The aggregator has this key under another node id; activate again.")
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of bodies, as the gateway saw them."""
+
+    from_node: int = 0
+    to_node: int = 0
+
+
+@dataclass(slots=True)
+class _Handed:
+    """A pull's answer whose receipt is not confirmed yet."""
+
+    body: bytes
+    message_id: str
+    times: int = 0
+
+
+@dataclass(slots=True)
+class _Session:
+    """What is remembered of a node between its requests. Lost with the service, found again at the next request."""
+
+    endpoint: Endpoint | None = None  # where the node was brought online
+    node_id: int = 0
+    online_at: float = 0.0
+    working: bool = False
+    handed: _Handed | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A node whose signature and grant were checked for this request."""
+
+    public_key: bytes
+    grant: NodeGrant
+    headers: dict[str, str]  # to forward
+
+
+class Gateway:
+    """Forwards Fleet requests to the aggregator of the node's project.
+
+    Args:
+        grants: what a public key (PEM) opens now, or None. Called for each request and while a poll waits.
+        backend: where the aggregators are.
+        seen: told of each sign of life of a participation's node, and whether it works on a message.
+        clock: now, in UTC.
+        longest_poll_s: how long a poll is held, in seconds; a node may ask for less.
+        body_limit: bytes of one request's body.
+    """
+
+    def __init__(
+        self,
+        *,
+        grants: Callable[[bytes], NodeGrant | None],
+        backend: AggregatorBackend,
+        seen: Callable[[str, bool], None],
+        clock: Callable[[], datetime],
+        longest_poll_s: float = LONGEST_POLL_S,
+        body_limit: int = BODY_LIMIT,
+    ) -> None:
+        self._grants = grants
+        self._backend = backend
+        self._seen = seen
+        self._clock = clock
+        self._longest_poll_s = longest_poll_s
+        self.body_limit = body_limit
+        self.traffic: dict[str, Traffic] = {}  # by participation
+        self._sessions: dict[bytes, _Session] = {}
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    def admit(self, headers: Mapping[str, str]) -> Caller:
+        """Check signature and grant. Raises KeyUnknown, with one text for all reasons."""
+        try:
+            public_key = signing_key(headers, self._clock())
+        except NotSigned as error:
+            raise KeyUnknown from error
+        grant = self._grant(public_key)
+        kept = {
+            name.lower(): value
+            for name, value in headers.items()
+            if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_VERSION_HEADER_PREFIX)
+        }
+        return Caller(public_key, grant, kept)
+
+    def poll_s(self, prefer: str) -> float:
+        """How long to hold a poll: what a `Prefer: wait=N` header asks for, within the limit."""
+        name, _, value = prefer.partition("=")
+        if name.strip() == "wait" and value.strip().replace(".", "", 1).isdecimal():
+            return min(float(value), self._longest_poll_s)
+        return self._longest_poll_s
+
+    def count(self, caller: Caller, *, from_node: int = 0, to_node: int = 0) -> None:
+        traffic = self.traffic.setdefault(caller.grant.participation_id, Traffic())
+        traffic.from_node += from_node
+        traffic.to_node += to_node
+
+    # --- operations that are answered here
+
+    async def activate(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
+        """Bring the node online at its project's aggregator, waiting for that to run and to know the key."""
+        request = _parsed(ActivateNodeRequest, body)
+        if request.public_key != caller.public_key:
+            raise KeyUnknown
+        session = self._session(caller)
+        session.endpoint = None  # a node that activates has forgotten everything: so do we
+        session.handed = None
+        async for _ in self._attempts(caller, poll_s):
+            if await self._online(caller, session) is not None:
+                return bytes(ActivateNodeResponse(node_id=session.node_id).SerializeToString())
+        raise Refusal(503, "No aggregator runs for this project now; ask again.", {FLEET_WAITING_HEADER: "1"})
+
+    async def pull(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
+        """The node's next message, or nothing when the poll ends."""
+        request = _parsed(PullMessagesRequest, body)
+        session = self._session(caller)
+        async for _ in self._attempts(caller, poll_s):
+            endpoint = await self._online(caller, session)
+            if endpoint is None:
+                continue
+            if request.node.node_id != session.node_id:
+                raise AnotherNode
+            # Shielded: a message that the SuperLink has handed out is kept even if this caller has just gone.
+            answer = await asyncio.shield(asyncio.ensure_future(self._next_message(caller, session, endpoint, body)))
+            if answer:
+                session.working = True
+                self._seen(caller.grant.participation_id, True)
+                return answer
+        return b""
+
+    async def heartbeat(self, caller: Caller, body: bytes) -> bytes:
+        session = self._session(caller)
+        self._seen(caller.grant.participation_id, session.working)
+        endpoint = self._backend.endpoint(caller.grant.project_id)
+        if endpoint is None:
+            return bytes(SendNodeHeartbeatResponse(success=True).SerializeToString())
+        return await self._ask(caller, endpoint, "send-node-heartbeat", body)
+
+    async def deactivate(self, caller: Caller, body: bytes) -> bytes:
+        """Take the node offline. One that is not online is no error."""
+        session = self._session(caller)
+        endpoint, session.endpoint = session.endpoint, None
+        session.handed = None
+        if endpoint is not None and endpoint == self._backend.endpoint(caller.grant.project_id):
+            try:
+                await self._ask(caller, endpoint, "deactivate-node", body)
+            except Refusal:
+                return b""
+        return b""
+
+    async def push_messages(self, caller: Caller, body: bytes) -> bytes:
+        """Forward a reply's envelope, if the node speaks for itself."""
+        request = _parsed(PushMessagesRequest, body)
+        if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
+            raise Refusal(400, "A node answers in its own name only.")
+        return await self._ask(caller, self._running(caller), "push-messages", body)
+
+    async def confirm(self, caller: Caller, body: bytes) -> bytes:
+        """Forward the receipt of a message; it is not handed out again."""
+        request = _parsed(ConfirmMessageReceivedRequest, body)
+        answer = await self._ask(caller, self._running(caller), "confirm-message-received", body)
+        session = self._session(caller)
+        if session.handed is not None and session.handed.message_id == request.message_object_id:
+            session.handed = None
+        return answer
+
+    # --- operations that are forwarded
+
+    async def forward(self, caller: Caller, operation: str, body: AsyncIterator[bytes]) -> httpx.Response:
+        """Send the request on as it comes in; the answer's body is still to be read, and the answer to be closed."""
+        endpoint = self._running(caller)
+        request = self._http.build_request("POST", _url(endpoint, operation), headers=caller.headers, content=body)
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise NotNow from error
+        self._note_status(caller, response.status_code)
+        return response
+
+    # --- steps
+
+    def _grant(self, public_key: bytes) -> NodeGrant:
+        grant = self._grants(public_key)
+        if grant is None:
+            self._sessions.pop(public_key, None)
+            raise KeyUnknown
+        return grant
+
+    def _session(self, caller: Caller) -> _Session:
+        return self._sessions.setdefault(caller.public_key, _Session())
+
+    async def _attempts(self, caller: Caller, poll_s: float) -> AsyncIterator[None]:
+        """Once now, and again, ever less often, until the poll ends. Raises KeyUnknown once the grant is withdrawn."""
+        started = checked = time.monotonic()
+        self._seen(caller.grant.participation_id, False)
+        self._session(caller).working = False
+        while True:
+            yield
+            waited = time.monotonic() - started
+            if waited >= poll_s:
+                return
+            pause = max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, waited / 4))
+            await asyncio.sleep(min(pause, poll_s - waited))
+            if time.monotonic() - checked > _GRANT_AGE_S:
+                self._grant(caller.public_key)
+                checked = time.monotonic()
+
+    def _running(self, caller: Caller) -> Endpoint:
+        endpoint = self._backend.endpoint(caller.grant.project_id)
+        if endpoint is None:
+            raise NoRun
+        return endpoint
+
+    async def _online(self, caller: Caller, session: _Session) -> Endpoint | None:
+        """The aggregator at which the node is online now; None where none runs, answers, or knows the key.
+
+        The node's own signature serves for the heartbeat: it covers no more than the timestamp.
+        """
+        endpoint = self._backend.endpoint(caller.grant.project_id)
+        if endpoint is None:
+            session.endpoint = session.handed = None
+            return None
+        async with session.lock:
+            if session.endpoint == endpoint and time.monotonic() - session.online_at < _ONLINE_AGE_S:
+                return endpoint
+            try:
+                if session.endpoint != endpoint:
+                    node_id = await SuperLink(endpoint).node_id(caller.public_key)
+                    if node_id is None:
+                        return None
+                    session.node_id, session.handed = node_id, None
+                heartbeat = SendNodeHeartbeatRequest(
+                    node=Node(node_id=session.node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+                )
+                await self._ask(caller, endpoint, "send-node-heartbeat", heartbeat.SerializeToString())
+            except (Refusal, Unavailable):
+                session.endpoint = None
+                return None
+            session.endpoint, session.online_at = endpoint, time.monotonic()
+            return endpoint
+
+    async def _next_message(self, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes) -> bytes:
+        async with session.lock:
+            if session.handed is None:
+                answer = await self._ask(caller, endpoint, "pull-messages", body)
+                messages = _parsed(PullMessagesResponse, answer).messages_list if answer else ()
+                if not messages:
+                    return b""
+                session.handed = _Handed(answer, messages[0].metadata.message_id)
+            handed = session.handed
+            handed.times += 1
+            if handed.times >= _HANDED_AT_MOST:
+                session.handed = None
+            return handed.body
+
+    async def _ask(self, caller: Caller, endpoint: Endpoint, operation: str, body: bytes) -> bytes:
+        headers = {**caller.headers, "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
+        headers.pop("content-length", None)
+        try:
+            response = await self._http.post(_url(endpoint, operation), content=body, headers=headers)
+        except httpx.TransportError as error:
+            raise NotNow from error
+        self._note_status(caller, response.status_code)
+        if response.is_error:
+            raise Refusal(response.status_code, response.text)
+        return response.content
+
+    def _note_status(self, caller: Caller, status: int) -> None:
+        """What an aggregator's refusal tells. The signature was checked here: its 401 means another node id."""
+        session = self._session(caller)
+        if status == httpx.codes.FORBIDDEN:
+            session.handed = None
+        if status == httpx.codes.UNAUTHORIZED:
+            session.endpoint = None
+            raise AnotherNode
+
+
+def _url(endpoint: Endpoint, operation: str) -> str:
+    return f"http://{endpoint.address}/v1/fleet/{operation}"
+
+
+def _parsed(kind: type[_Request], body: bytes) -> _Request:
+    request: _Request = kind()
+    try:
+        request.ParseFromString(body)
+    except DecodeError as error:
+        raise Refusal(400, "The body is not the message that this path takes.") from error
+    return request

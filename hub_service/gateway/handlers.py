@@ -1,0 +1,181 @@
+"""The gateway's routes: HTTP only, what it means is in `gateway.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import httpx
+from federator.contract import FLEET_PREFIX
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
+from tornado.web import RequestHandler, stream_request_body
+
+from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Gateway, Refusal
+
+_SMALL_BODY = 1024**2  # bytes; requests that the gateway reads itself are envelopes without arrays
+_FLUSH_AT = 256 * 1024  # bytes
+_FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
+_REFUSED = frozenset({"register-node", "unregister-node"})
+
+
+def fleet_routes(gateway: Gateway) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+    """Tornado routes for all of Flower's Fleet API. Used by `hub_service.app`."""
+    return [(FLEET_PREFIX + "(.*)", FleetHandler, {"gateway": gateway})]
+
+
+class BodyPipe:
+    """Hands a request's body on while it comes in, without holding more than a few chunks."""
+
+    def __init__(self) -> None:
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=4)
+        self._abandoned = False
+
+    async def put(self, chunk: bytes | None) -> None:
+        """Add a chunk, or None for the end. Waits while the reader is behind."""
+        if not self._abandoned:
+            await self._chunks.put(chunk)
+
+    def abandon(self) -> None:
+        """Nobody reads any more: let the writer go on, into nothing."""
+        self._abandoned = True
+        while not self._chunks.empty():
+            self._chunks.get_nowait()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._chunks.get()) is not None:
+            yield chunk
+
+
+@stream_request_body
+class FleetHandler(RequestHandler):
+    """One Fleet request."""
+
+    def initialize(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.caller: Caller | None = None
+        self.work: asyncio.Future[Any] | None = None
+        self.pipe = BodyPipe()
+        self.body = bytearray()
+        self.received = 0
+
+    def check_xsrf_cookie(self) -> None:
+        """Nodes sign their requests; no cookie counts here."""
+
+    async def prepare(self) -> None:
+        try:
+            self._begin()
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _begin(self) -> None:
+        if self.request.method != "POST":
+            raise Refusal(405, "Flower's Fleet API is spoken with POST.")
+        self.operation = self.path_args[0]
+        self.caller = self.gateway.admit(self.request.headers)
+        if self.operation in _REFUSED:
+            raise Refusal(403, "Nodes are registered through the Hub's federation service.")
+        if self.operation not in _FORWARDED and self.operation not in self._answers():
+            raise Refusal(404, "Flower's Fleet API has no such operation.")
+        self.limit = self.gateway.body_limit if self.operation in _FORWARDED else _SMALL_BODY
+        self._check_size(int(self.request.headers.get("Content-Length", 0)))
+        # The check above is ours; tornado's own limit would end the connection without a word.
+        self._http1().set_max_body_size(self.limit + 1)
+        if self.operation in _FORWARDED:
+            self.work = asyncio.ensure_future(self._forward(self.caller))
+
+    def _http1(self) -> HTTP1Connection:
+        return cast(HTTP1Connection, self.request.connection)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limit:
+            raise Refusal(413, f"A request may have {self.limit} bytes here; this one has more.")
+
+    async def data_received(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        try:
+            self._check_size(self.received)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        if self.work is None:
+            self.body.extend(chunk)
+        else:
+            await self.pipe.put(chunk)
+
+    async def post(self, operation: str) -> None:
+        if self.caller is None:
+            return
+        self.gateway.count(self.caller, from_node=self.received)
+        try:
+            if operation in _FORWARDED:
+                await self._finish_forwarded(self.caller)
+            else:
+                await self._finish_answered(self.caller)
+        except Refusal as refusal:
+            self._refuse(refusal)
+        except (asyncio.CancelledError, StreamClosedError):
+            if not self._http1().stream.closed():
+                raise
+
+    def on_connection_close(self) -> None:
+        """The node has gone: end its poll, so that no message is fetched for nobody."""
+        if self.work is not None:
+            self.work.cancel()
+
+    async def _forward(self, caller: Caller) -> httpx.Response:
+        try:
+            return await self.gateway.forward(caller, self.operation, self.pipe.chunks())
+        finally:
+            self.pipe.abandon()
+
+    async def _finish_forwarded(self, caller: Caller) -> None:
+        assert self.work is not None  # noqa: S101 - set in prepare for every forwarded operation
+        await self.pipe.put(None)
+        response: httpx.Response = await self.work
+        try:
+            self.set_status(response.status_code)
+            for name in ("Content-Type", "Content-Length"):
+                if name in response.headers:
+                    self.set_header(name, response.headers[name])
+            unsent = 0
+            async for chunk in response.aiter_raw():
+                self.gateway.count(caller, to_node=len(chunk))
+                self.write(chunk)
+                unsent += len(chunk)
+                if unsent > _FLUSH_AT:
+                    await self.flush()
+                    unsent = 0
+        finally:
+            await response.aclose()
+
+    async def _finish_answered(self, caller: Caller) -> None:
+        answer = self._answers()[self.operation]
+        self.work = asyncio.ensure_future(answer(caller, bytes(self.body)))
+        body: bytes = await self.work
+        self.gateway.count(caller, to_node=len(body))
+        self.set_header("Content-Type", MEDIA_TYPE)
+        self.write(body)
+
+    def _answers(self) -> dict[str, Callable[[Caller, bytes], Awaitable[bytes]]]:
+        gateway = self.gateway
+        poll_s = gateway.poll_s(self.request.headers.get("Prefer", ""))
+        return {
+            "activate-node": lambda caller, body: gateway.activate(caller, body, poll_s),
+            "pull-messages": lambda caller, body: gateway.pull(caller, body, poll_s),
+            "send-node-heartbeat": gateway.heartbeat,
+            "deactivate-node": gateway.deactivate,
+            "push-messages": gateway.push_messages,
+            "confirm-message-received": gateway.confirm,
+        }
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if self._finished:
+            return
+        self.set_status(refusal.status)
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"detail": refusal.text}))

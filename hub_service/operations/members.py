@@ -1,0 +1,132 @@
+"""Who is in a project: invitations, joining with a dataset, leaving."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from federator.contract import (
+    ClientState,
+    MemberState,
+    Participant,
+    Site,
+)
+
+from hub_service.audit import Decision
+from hub_service.changes import RUNS_TOPIC, project_topic, user_topic
+from hub_service.domain import policy
+from hub_service.domain.errors import Conflict, Invalid
+from hub_service.domain.policy import Action, Role
+from hub_service.domain.projects import Member, Participation, Principal, Project
+from hub_service.operations.base import Operations
+
+
+class MemberOperations(Operations):
+    """Invite, decline, join, leave, remove."""
+
+    async def invite(self, principal: Principal, project_id: str, user: str) -> Participant:
+        """Invite a Hub user. Raises Invalid for nobody, oneself or one without a site, Conflict for a second time."""
+        project, _, _ = self._enter(principal, Action.INVITE, project_id)
+        user = user.strip()
+        if user == principal.name:
+            raise Invalid("You cannot invite yourself.", "You take part by choosing a dataset of your own site.")
+        self._refuse_second_invitation(project.id, user)
+        found = await self._hub.user(user) if user else None
+        if found is None:
+            raise Invalid(f"There is no user “{user}” on this Hub.", "Check the spelling of their Hub name.")
+        if len(found.sites) != 1 or not found.sites <= self._sites.keys():
+            raise Invalid(
+                f"{user} belongs to no site of this federation, so they have no data to take part with.",
+                "Ask them to log in once, or the Hub's administrator to place them at a site.",
+            )
+        self._refuse_second_invitation(project.id, user)  # the Hub's answer took a while
+        member = Member(project.id, user, MemberState.INVITED, principal.name, self._clock())
+        with self._store.transaction():
+            self._store.put_member(member)
+            self._audit.note(principal.name, Decision.INVITED, project.id, user=user)
+        self._changes.announce(project_topic(project.id), user_topic(user))
+        return self._views.participant(project, member)
+
+    def _refuse_second_invitation(self, project_id: str, user: str) -> None:
+        membership = self._membership(project_id, user)
+        if membership is not None and membership.state is MemberState.INVITED:
+            raise Conflict(f"{user} is invited already.", "They see the invitation on the federation's page.")
+        if membership is not None and membership.state is MemberState.JOINED:
+            raise Conflict(f"{user} is a member already.")
+
+    def decline(self, principal: Principal, project_id: str) -> None:
+        project, membership, _ = self._enter(principal, Action.DECLINE, project_id)
+        self._end_membership(project, membership, MemberState.DECLINED, principal.name, Decision.DECLINED)
+
+    def join(self, principal: Principal, project_id: str, dataset: str) -> Participant:
+        """Accept the invitation, if one waits, and take part with a dataset of one's own site.
+
+        Raises Invalid for a dataset that the site does not have, Conflict if the person takes part already or the
+        dataset does.
+        """
+        project, membership, _ = self._enter(principal, Action.JOIN, project_id)
+        site = self.my_site(principal)
+        self._check_joinable(project.id, principal.name, site, dataset)
+        member = replace(membership, state=MemberState.JOINED, changed_at=self._clock())
+        participation = Participation(
+            id=self._new_id(),
+            project_id=project.id,
+            user=principal.name,
+            site=site.slug,
+            dataset=dataset,
+            kernel_id=self._new_id(),
+            active=True,
+            public_key=None,
+            node_id=None,
+            client=ClientState.OFFLINE,
+            client_detail="",
+            joined_at=self._clock(),
+        )
+        with self._store.transaction():
+            self._store.put_member(member)
+            self._store.put_participation(participation)
+            self._audit.note(principal.name, Decision.JOINED, project.id, site=site.slug, dataset=dataset)
+        self._changes.announce(project_topic(project.id), user_topic(principal.name))
+        return self._views.participant(project, member)
+
+    def _check_joinable(self, project_id: str, user: str, site: Site, dataset: str) -> None:
+        if dataset not in {one.name for one in site.datasets}:
+            offered = ", ".join(f"“{one.name}”" for one in site.datasets) or "none"
+            raise Invalid(f"{site.title} has no dataset “{dataset}”.", f"Its datasets: {offered}.")
+        for other in self._store.participations(project_id):
+            if other.active and other.user == user:
+                raise Conflict(
+                    f"You take part already, with “{other.dataset}”.", "Leave first to take part with another dataset."
+                )
+            if other.active and (other.site, other.dataset) == (site.slug, dataset):
+                raise Conflict(
+                    f"{other.user} takes part with “{dataset}” already. A dataset counts once in a project.",
+                    "Choose another dataset of your site.",
+                )
+
+    def leave(self, principal: Principal, project_id: str) -> None:
+        """End one's part at once. A member is then no longer a member; the owner stays, and may join again."""
+        project, membership, role = self._enter(principal, Action.LEAVE, project_id)
+        state = MemberState.JOINED if role is Role.OWNER else MemberState.LEFT
+        self._end_membership(project, membership, state, principal.name, Decision.LEFT)
+
+    def remove_member(self, principal: Principal, project_id: str, user: str) -> None:
+        """Remove a member or withdraw an invitation, at once. Raises Conflict for the owner and for no member."""
+        project, _, _ = self._enter(principal, Action.REMOVE, project_id)
+        if user == project.owner:
+            raise Conflict("The owner cannot be removed from a project.", "Leave to end your site's part in it.")
+        membership = self._membership(project.id, user)
+        if membership is None or policy.role_in(project, membership) is None:
+            raise Conflict(f"{user} is not a member of this project.", "See the project's list of participants.")
+        self._end_membership(project, membership, MemberState.REMOVED, principal.name, Decision.REMOVED)
+
+    def _end_membership(
+        self, project: Project, membership: Member, state: MemberState, actor: str, decision: Decision
+    ) -> None:
+        with self._store.transaction():
+            self._store.put_member(replace(membership, state=state, changed_at=self._clock()))
+            for one in self._store.participations(project.id):
+                if one.active and one.user == membership.user:
+                    self._presence.forget(one.id)
+                    self._store.put_participation(replace(one, active=False, client=ClientState.OFFLINE))
+            self._audit.note(actor, decision, project.id, user=membership.user)
+        self._changes.announce(project_topic(project.id), user_topic(membership.user), RUNS_TOPIC)

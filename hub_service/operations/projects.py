@@ -1,0 +1,106 @@
+"""Projects and their app versions."""
+
+from __future__ import annotations
+
+from federator import contract
+from federator.contract import (
+    AppReview,
+    MemberState,
+    ProjectDetail,
+    ProjectSummary,
+)
+
+from hub_service import views
+from hub_service.audit import Decision
+from hub_service.changes import project_topic, user_topic
+from hub_service.domain import policy
+from hub_service.domain.errors import Conflict, Invalid
+from hub_service.domain.policy import Action, Role
+from hub_service.domain.projects import AppVersion, Member, Principal, Project
+from hub_service.operations.base import Operations
+
+LONGEST_NAME = 80
+LONGEST_DESCRIPTION = 4000
+
+
+class ProjectOperations(Operations):
+    """Create, show, and add app versions."""
+
+    def create_project(self, principal: Principal, name: str, description: str) -> ProjectSummary:
+        """Create a project that the person owns. Raises Invalid for a bad name, Forbidden without a site."""
+        self.my_site(principal)
+        name, description = _checked_name(name), _checked_description(description)
+        now = self._clock()
+        project = Project(self._new_id(), name, description, principal.name, now)
+        owner = Member(project.id, principal.name, MemberState.JOINED, principal.name, now)
+        with self._store.transaction():
+            self._store.put_project(project)
+            self._store.put_member(owner)
+            self._audit.note(principal.name, Decision.PROJECT_CREATED, project.id, name=name)
+        self._changes.announce(project_topic(project.id), user_topic(principal.name))
+        return self._views.project_summary(project, owner, Role.OWNER)
+
+    def project(self, principal: Principal, project_id: str) -> ProjectDetail:
+        project, membership, role = self._enter(principal, Action.SEE, project_id)
+        return self._views.project_detail(project, membership, role)
+
+    def add_app(self, principal: Principal, project_id: str, filename: str, content: bytes) -> contract.AppVersion:
+        """Build a notebook or take an app as it is; it becomes the project's newest version.
+
+        Raises Invalid or TooLarge for content that cannot be used, Conflict for a version that is there already.
+        """
+        project, _, _ = self._enter(principal, Action.ADD_APP, project_id)
+        built = self._builder.build(filename, content)
+        versions = self._store.app_versions(project.id)
+        for version in versions:
+            if version.fab_hash == built.fab_hash:
+                raise Conflict(
+                    f"This is the same app as version {version.number}.", "Change the notebook before you add it again."
+                )
+        fab_hash = self._artifacts.put_fab(built.fab)
+        version = AppVersion(
+            project_id=project.id,
+            number=len(versions) + 1,
+            fab_hash=fab_hash,
+            title=built.title,
+            source=built.source,
+            created_by=principal.name,
+            created_at=self._clock(),
+            size=len(built.fab),
+            cells=built.cells,
+            files=built.files,
+            imports=built.imports,
+            config_keys=tuple(built.config),
+        )
+        with self._store.transaction():
+            self._store.put_app_version(version)
+            self._audit.note(principal.name, Decision.APP_ADDED, project.id, fab=fab_hash, version=str(version.number))
+        self._announce_members(project.id)
+        return views.app_version(version)
+
+    def app_review(self, principal: Principal, project_id: str, fab_hash: str) -> AppReview:
+        """Everything in an app version, for members and for stewards of the sites that were asked."""
+        project = self._store.project(project_id)
+        if project is None:
+            raise policy.no_such_project()
+        role = policy.role_in(project, self._membership(project_id, principal.name))
+        asked = {one.site for one in self._store.participations(project_id) if one.active}
+        if not policy.may_review(principal, role, asked):
+            raise policy.no_such_project()
+        return views.app_review(self._version(project_id, fab_hash))
+
+
+def _checked_name(name: str) -> str:
+    name = name.strip()
+    if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
+        raise Invalid(
+            "A project's name has 1 to 80 characters, all on one line.", "Choose a short name that says what it is for."
+        )
+    return name
+
+
+def _checked_description(description: str) -> str:
+    description = description.strip()
+    if len(description) > LONGEST_DESCRIPTION:
+        raise Invalid(f"The description is longer than {LONGEST_DESCRIPTION} characters.", "Shorten it.")
+    return description

@@ -1,0 +1,48 @@
+"""Which clients are connected: heard of through the gateway or their server a short while ago. In memory.
+
+After a restart of the service everybody counts as offline until their node's next poll.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from federator.contract import ClientState
+
+from hub_service.domain.clock import Clock
+from hub_service.domain.projects import Participation
+
+CONNECTED_STATES = frozenset({ClientState.READY, ClientState.WORKING})
+
+# A node polls every 20 s and sends a heartbeat every 30 s: two missed ones are a lost client.
+LOST_AFTER = timedelta(seconds=75)
+
+
+class Presence:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last_seen: dict[str, datetime] = {}
+
+    def seen(self, participation_id: str) -> None:
+        self._last_seen[participation_id] = self._clock()
+
+    def forget(self, participation_id: str) -> None:
+        self._last_seen.pop(participation_id, None)
+
+    def state(self, participation: Participation) -> ClientState:
+        """The client's state, which is OFFLINE where it was last known to be connected and has fallen silent."""
+        if participation.client in CONNECTED_STATES and not self._is_here(participation.id):
+            return ClientState.OFFLINE
+        return participation.client
+
+    def take_lost(self) -> Sequence[str]:
+        """Ids of the participations that fell silent since the last call."""
+        lost = [participation_id for participation_id in self._last_seen if not self._is_here(participation_id)]
+        for participation_id in lost:
+            self.forget(participation_id)
+        return lost
+
+    def _is_here(self, participation_id: str) -> bool:
+        last_seen = self._last_seen.get(participation_id)
+        return last_seen is not None and self._clock() - last_seen < LOST_AFTER

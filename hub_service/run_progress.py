@@ -1,0 +1,83 @@
+"""What a run's events mean for its status. Pure: from a run and new events to the run as it is then."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from federator.contract import RunStatus
+
+from hub_service.domain.runs import EventKind, Run, RunEvent
+
+_NODE_ID = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run after some events. `outcome` is what the ServerApp said of its end, None before."""
+
+    run: Run
+    outcome: RunStatus | None = None
+
+    def after(self, events: Iterable[RunEvent]) -> Progress:
+        progress = self
+        for event in events:
+            progress = progress._after(event)
+        return progress
+
+    def _after(self, event: RunEvent) -> Progress:
+        run = self.run
+        text = with_site_names(run, event.text)
+        if event.kind is EventKind.WAITING:
+            return self._with(status=RunStatus.WAITING, phase=f"waiting for {text.replace(',', ', ')}")
+        if event.kind is EventKind.PHASE:
+            return self._with(status=RunStatus.RUNNING, phase=_phase(run, event), message=text or run.message)
+        if event.kind in (EventKind.SENT, EventKind.REPLY) and event.phase == "federated":
+            number = max(run.round, event.round)
+            return self._with(status=RunStatus.RUNNING, round=number, phase=f"round {number} of {run.rounds}")
+        if event.kind is EventKind.MODEL:
+            return self._with(model_round=event.round)
+        if event.kind is EventKind.FINISHED:
+            return replace(self, outcome=RunStatus.FINISHED)
+        if event.kind is EventKind.FAILED:
+            return Progress(replace(run, message=text), RunStatus.FAILED)
+        return self
+
+    def _with(self, **changes: object) -> Progress:
+        return replace(self, run=replace(self.run, **changes))  # type: ignore[arg-type]
+
+
+def _phase(run: Run, event: RunEvent) -> str:
+    if event.phase == "alone":
+        return f"{site_of(run, event.node_id)} alone"
+    if event.phase == "compare":
+        return "comparing the models"
+    return "starting the first round"
+
+
+def site_of(run: Run, node_id: int) -> str:
+    """The site of a node, or the node's number where the run does not know it."""
+    return run.nodes.get(str(node_id), f"node {node_id}")
+
+
+def with_site_names(run: Run, text: str) -> str:
+    """The text with sites in place of node ids, which say nothing to a person."""
+    return _NODE_ID.sub(lambda match: run.nodes.get(match.group(), match.group()), text)
+
+
+def finite(event: RunEvent) -> RunEvent:
+    """The event without metrics that are no finite numbers; a reply names them as its error.
+
+    The aggregator runs the owner's code: what it writes is not taken on trust.
+    """
+    bad = sorted(name for name, value in event.metrics.items() if not math.isfinite(value))
+    if not bad:
+        return event
+    error = f"{', '.join(bad)} is not a finite number" if len(bad) == 1 else f"{', '.join(bad)} are not finite numbers"
+    return replace(
+        event,
+        metrics={name: value for name, value in event.metrics.items() if name not in bad},
+        text="; ".join(filter(None, (event.text, error))),
+    )

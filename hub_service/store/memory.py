@@ -1,0 +1,129 @@
+"""The store in dictionaries: for tests, and the model that the SQL store is held to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hub_service.domain.approvals import Approval
+from hub_service.domain.projects import AppVersion, Member, Participation, Project
+from hub_service.domain.runs import Run, RunEvent
+from hub_service.store.base import AuditLine, Store
+
+
+@dataclass(slots=True)
+class _Tables:
+    """Dictionaries keep the order in which a key was first put, as the interface asks."""
+
+    projects: dict[str, Project] = field(default_factory=dict)
+    members: dict[tuple[str, str], Member] = field(default_factory=dict)
+    app_versions: dict[tuple[str, str], AppVersion] = field(default_factory=dict)
+    participations: dict[str, Participation] = field(default_factory=dict)
+    approvals: dict[tuple[str, str, str, str], Approval] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    events: dict[str, list[RunEvent]] = field(default_factory=dict)
+    audit_lines: list[AuditLine] = field(default_factory=list)
+
+
+class MemoryStore(Store):
+    def __init__(self) -> None:
+        self._tables = _Tables()
+        self._in_transaction = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        if self._in_transaction:
+            yield
+            return
+        before = copy.deepcopy(self._tables)
+        self._in_transaction = True
+        try:
+            yield
+        except BaseException:
+            self._tables = before
+            raise
+        finally:
+            self._in_transaction = False
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def put_project(self, project: Project) -> None:
+        self._tables.projects[project.id] = project
+
+    def project(self, project_id: str) -> Project | None:
+        return self._tables.projects.get(project_id)
+
+    def put_member(self, member: Member) -> None:
+        self._tables.members[member.project_id, member.user] = member
+
+    def members(self, project_id: str) -> Sequence[Member]:
+        return [member for member in self._tables.members.values() if member.project_id == project_id]
+
+    def memberships(self, user: str) -> Sequence[Member]:
+        return [member for member in self._tables.members.values() if member.user == user]
+
+    def put_app_version(self, version: AppVersion) -> None:
+        self._tables.app_versions[version.project_id, version.fab_hash] = version
+
+    def app_versions(self, project_id: str) -> Sequence[AppVersion]:
+        versions = [version for version in self._tables.app_versions.values() if version.project_id == project_id]
+        return sorted(versions, key=lambda version: version.number)
+
+    def put_participation(self, participation: Participation) -> None:
+        self._tables.participations[participation.id] = participation
+
+    def participation(self, participation_id: str) -> Participation | None:
+        return self._tables.participations.get(participation_id)
+
+    def participations(self, project_id: str) -> Sequence[Participation]:
+        return [one for one in self._tables.participations.values() if one.project_id == project_id]
+
+    def active_participations_of(self, user: str) -> Sequence[Participation]:
+        return [one for one in self._tables.participations.values() if one.active and one.user == user]
+
+    def active_participations_at(self, site: str) -> Sequence[Participation]:
+        return [one for one in self._tables.participations.values() if one.active and one.site == site]
+
+    def participation_by_key(self, public_key: bytes) -> Participation | None:
+        matching = (one for one in self._tables.participations.values() if one.active and one.public_key == public_key)
+        return next(matching, None)
+
+    def put_approval(self, approval: Approval) -> None:
+        key = (approval.project_id, approval.fab_hash, approval.site, approval.dataset)
+        self._tables.approvals[key] = approval
+
+    def approvals(self, project_id: str) -> Sequence[Approval]:
+        return [approval for approval in self._tables.approvals.values() if approval.project_id == project_id]
+
+    def put_run(self, run: Run) -> None:
+        self._tables.runs[run.id] = copy.deepcopy(run)
+
+    def run(self, run_id: str) -> Run | None:
+        return self._tables.runs.get(run_id)
+
+    def runs(self, project_id: str) -> Sequence[Run]:
+        return [run for run in self._tables.runs.values() if run.project_id == project_id]
+
+    def unfinished_runs(self) -> Sequence[Run]:
+        return [run for run in self._tables.runs.values() if not run.status.is_final]
+
+    def add_events(self, run_id: str, events: Iterable[RunEvent]) -> None:
+        self._tables.events.setdefault(run_id, []).extend(events)
+
+    def events(self, run_id: str) -> Sequence[RunEvent]:
+        return tuple(self._tables.events.get(run_id, ()))
+
+    def event_count(self, run_id: str) -> int:
+        return len(self._tables.events.get(run_id, ()))
+
+    def add_audit_line(self, line: AuditLine) -> None:
+        self._tables.audit_lines.append(line)
+
+    def last_audit_line(self) -> AuditLine | None:
+        return self._tables.audit_lines[-1] if self._tables.audit_lines else None
+
+    def audit_lines(self) -> Sequence[AuditLine]:
+        return tuple(self._tables.audit_lines)

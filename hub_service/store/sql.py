@@ -1,0 +1,271 @@
+"""The store in a SQL database, through SQLAlchemy Core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from federator.contract import ApprovalState, Cell, ClientState, MemberState, RunStatus, SourceFile
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import DatabaseError
+
+from hub_service.domain.approvals import Approval
+from hub_service.domain.errors import Unavailable
+from hub_service.domain.projects import AppVersion, Member, Participation, Project
+from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.store import tables
+from hub_service.store.base import AuditLine, Store
+
+_FINAL_STATUSES = tuple(status.value for status in RunStatus if status.is_final)
+
+T = TypeVar("T")
+Row = RowMapping
+
+
+class SqlStore(Store):
+    """One connection, used by one thread: the service's event loop.
+
+    Args:
+        url: a SQLAlchemy URL, such as sqlite:////var/lib/federation/federation.db
+
+    Raises Unavailable for a database that cannot be opened, or that another version of the service made.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        self._open: Connection | None = None
+        try:
+            tables.metadata.create_all(self._engine)
+            self._check_schema_version()
+        except DatabaseError as error:
+            raise Unavailable(
+                "The service's database cannot be opened.",
+                "Ask the Hub's administrator to check the database and its address.",
+                debug=str(error.orig),
+            ) from error
+
+    def _check_schema_version(self) -> None:
+        with self.transaction():
+            found = self._connection.execute(select(tables.schema.c.version)).scalar_one_or_none()
+            if found is None:
+                self._connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
+            elif found != tables.SCHEMA_VERSION:
+                raise Unavailable(
+                    f"The database has schema version {found}; this version of the service needs "
+                    f"{tables.SCHEMA_VERSION}.",
+                    "Start the version of the service that made the database, or begin with a new database.",
+                )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        if self._open is not None:
+            yield
+            return
+        with self._engine.begin() as connection:
+            self._open = connection
+            try:
+                yield
+            finally:
+                self._open = None
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection of the transaction that is open."""
+        assert self._open is not None  # noqa: S101 - every use below stands inside `transaction()`
+        return self._open
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- statements
+
+    def _put(self, table: Table, key: Sequence[str], values: Mapping[str, Any]) -> None:
+        """Update the row with this key, or insert it where there is none: its place among the others stays."""
+        with self.transaction():
+            same_key = [table.c[name] == values[name] for name in key]
+            if self._connection.execute(update(table).where(*same_key).values(values)).rowcount == 0:
+                self._connection.execute(insert(table).values(values))
+
+    def _all(self, table: Table, make: Callable[[Row], T], *where: ColumnElement[bool]) -> list[T]:
+        """Rows in the order in which they were first put."""
+        order = next(iter(table.primary_key))
+        with self.transaction():
+            return [
+                make(row) for row in self._connection.execute(select(table).where(*where).order_by(order)).mappings()
+            ]
+
+    def _first(self, table: Table, make: Callable[[Row], T], *where: ColumnElement[bool]) -> T | None:
+        return next(iter(self._all(table, make, *where)), None)
+
+    # --- projects and members
+
+    def put_project(self, project: Project) -> None:
+        self._put(tables.projects, ["id"], asdict(project))
+
+    def project(self, project_id: str) -> Project | None:
+        return self._first(tables.projects, _project, tables.projects.c.id == project_id)
+
+    def put_member(self, member: Member) -> None:
+        self._put(tables.members, ["project_id", "user"], asdict(member))
+
+    def members(self, project_id: str) -> Sequence[Member]:
+        return self._all(tables.members, _member, tables.members.c.project_id == project_id)
+
+    def memberships(self, user: str) -> Sequence[Member]:
+        return self._all(tables.members, _member, tables.members.c.user == user)
+
+    # --- app versions
+
+    def put_app_version(self, version: AppVersion) -> None:
+        self._put(tables.app_versions, ["project_id", "fab_hash"], asdict(version))
+
+    def app_versions(self, project_id: str) -> Sequence[AppVersion]:
+        versions = self._all(tables.app_versions, _app_version, tables.app_versions.c.project_id == project_id)
+        return sorted(versions, key=lambda version: version.number)
+
+    # --- participations
+
+    def put_participation(self, participation: Participation) -> None:
+        node_id = None if participation.node_id is None else str(participation.node_id)
+        self._put(tables.participations, ["id"], {**asdict(participation), "node_id": node_id})
+
+    def participation(self, participation_id: str) -> Participation | None:
+        return self._first(tables.participations, _participation, tables.participations.c.id == participation_id)
+
+    def participations(self, project_id: str) -> Sequence[Participation]:
+        return self._all(tables.participations, _participation, tables.participations.c.project_id == project_id)
+
+    def active_participations_of(self, user: str) -> Sequence[Participation]:
+        return self._active(tables.participations.c.user == user)
+
+    def active_participations_at(self, site: str) -> Sequence[Participation]:
+        return self._active(tables.participations.c.site == site)
+
+    def participation_by_key(self, public_key: bytes) -> Participation | None:
+        return next(iter(self._active(tables.participations.c.public_key == public_key)), None)
+
+    def _active(self, where: ColumnElement[bool]) -> list[Participation]:
+        return self._all(tables.participations, _participation, tables.participations.c.active, where)
+
+    # --- approvals
+
+    def put_approval(self, approval: Approval) -> None:
+        self._put(tables.approvals, ["project_id", "fab_hash", "site", "dataset"], asdict(approval))
+
+    def approvals(self, project_id: str) -> Sequence[Approval]:
+        return self._all(tables.approvals, _approval, tables.approvals.c.project_id == project_id)
+
+    # --- runs
+
+    def put_run(self, run: Run) -> None:
+        self._put(tables.runs, ["id"], asdict(run))
+
+    def run(self, run_id: str) -> Run | None:
+        return self._first(tables.runs, _run, tables.runs.c.id == run_id)
+
+    def runs(self, project_id: str) -> Sequence[Run]:
+        return self._all(tables.runs, _run, tables.runs.c.project_id == project_id)
+
+    def unfinished_runs(self) -> Sequence[Run]:
+        return self._all(tables.runs, _run, tables.runs.c.status.not_in(_FINAL_STATUSES))
+
+    def add_events(self, run_id: str, events: Iterable[RunEvent]) -> None:
+        rows = [{**asdict(one), "node_id": str(one.node_id), "run_id": run_id} for one in events]
+        if rows:
+            with self.transaction():
+                self._connection.execute(insert(tables.run_events), rows)
+
+    def events(self, run_id: str) -> Sequence[RunEvent]:
+        return self._all(tables.run_events, _run_event, tables.run_events.c.run_id == run_id)
+
+    def event_count(self, run_id: str) -> int:
+        query = select(func.count()).select_from(tables.run_events).where(tables.run_events.c.run_id == run_id)
+        with self.transaction():
+            return self._connection.execute(query).scalar_one()
+
+    # --- audit
+
+    def add_audit_line(self, line: AuditLine) -> None:
+        with self.transaction():
+            self._connection.execute(insert(tables.audit_lines).values(asdict(line)))
+
+    def last_audit_line(self) -> AuditLine | None:
+        query = select(tables.audit_lines).order_by(tables.audit_lines.c.sequence.desc()).limit(1)
+        with self.transaction():
+            row = self._connection.execute(query).mappings().one_or_none()
+        return None if row is None else AuditLine(**row)
+
+    def audit_lines(self) -> Sequence[AuditLine]:
+        return self._all(tables.audit_lines, lambda row: AuditLine(**row))
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    """Called by SQLAlchemy for each new connection. With WAL a reader, such as a backup, does not block the service."""
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+# --- rows as what they stand for
+
+
+def _without_place(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "place"}
+
+
+def _project(row: Row) -> Project:
+    return Project(**row)
+
+
+def _member(row: Row) -> Member:
+    return Member(**{**_without_place(row), "state": MemberState(row["state"])})
+
+
+def _app_version(row: Row) -> AppVersion:
+    return AppVersion(
+        **{
+            **_without_place(row),
+            "cells": tuple(Cell(**cell) for cell in row["cells"]),
+            "files": tuple(SourceFile(**file) for file in row["files"]),
+            "imports": tuple(row["imports"]),
+            "config_keys": tuple(row["config_keys"]),
+        }
+    )
+
+
+def _participation(row: Row) -> Participation:
+    node_id = None if row["node_id"] is None else int(row["node_id"])
+    return Participation(**{**_without_place(row), "node_id": node_id, "client": ClientState(row["client"])})
+
+
+def _approval(row: Row) -> Approval:
+    return Approval(**{**_without_place(row), "state": ApprovalState(row["state"])})
+
+
+def _run(row: Row) -> Run:
+    return Run(**{**_without_place(row), "target": RunTarget(row["target"]), "status": RunStatus(row["status"])})
+
+
+def _run_event(row: Row) -> RunEvent:
+    values = {name: value for name, value in _without_place(row).items() if name != "run_id"}
+    return RunEvent(**{**values, "kind": EventKind(row["kind"]), "node_id": int(row["node_id"])})

@@ -1,0 +1,30 @@
+"""API: what waits for a data steward, and their decisions."""
+
+from __future__ import annotations
+
+from federator.contract import ApprovalRequest, ApprovalState, Route
+
+from hub_service.web.base import ApiHandler
+from hub_service.web.schema import Decision
+
+
+class ApprovalsHandler(ApiHandler):
+    def get(self) -> None:
+        self.answer(tuple[ApprovalRequest, ...], self.parts.coordinator.approvals(self.principal))
+
+    def post(self) -> None:
+        decision = self.body(Decision)
+        request = self.parts.coordinator.decide(
+            self.principal,
+            decision.project_id,
+            decision.fab_hash,
+            decision.dataset,
+            decision.site,
+            ApprovalState(decision.state),
+            decision.reason,
+            decision.expires_at,
+        )
+        self.answer(ApprovalRequest, request)
+
+
+ROUTES = ((Route.APPROVALS, ApprovalsHandler),)

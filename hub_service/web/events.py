@@ -1,0 +1,115 @@
+"""Server-sent events of a project: for its page the sections that changed, for scripts the project and its run.
+
+A stream waits for one topic, looks again at each change and at each heartbeat, and ends when the viewer may no longer
+look, or after a while, so that the browser's new connection proves its login again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import ClassVar
+
+from federator.contract import ProjectDetail, Route, RunDetail
+from tornado.iostream import StreamClosedError
+
+from hub_service.domain.errors import FederationError
+from hub_service.web.base import ApiHandler
+from hub_service.web.pages.view import ProjectView, project_view, render_sections
+from hub_service.web.schema import to_json
+
+HEARTBEAT_S = 15.0
+LONGEST_STREAM_S = 600.0
+PAUSE_S = 0.2  # between two looks, so that a burst of changes is one look
+
+Event = tuple[str, str, str]  # what it is, which one of these, its data
+
+
+class EventStream(ApiHandler):
+    """Ask `changes` for the next change, look, and send what is new. Subclasses say what to send."""
+
+    heartbeat_s: ClassVar[float] = HEARTBEAT_S
+
+    def events(self, view: ProjectView) -> Iterable[Event]:
+        """Everything that the viewer could be shown now; what was sent before is left out by the stream."""
+        raise AssertionError("unreachable: each stream says what it sends")
+
+    async def get(self, project_id: str) -> None:
+        run_id = self.get_query_argument("run", "")
+        topic = self.parts.coordinator.watch_topic(self.principal, project_id)
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")
+        self._sent: dict[str, str] = {}
+        self._waiting: asyncio.Task[int] | None = None
+        try:
+            await self._follow(topic, project_id, run_id)
+        except StreamClosedError:
+            return  # the viewer has gone
+
+    async def _follow(self, topic: str, project_id: str, run_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + LONGEST_STREAM_S
+        while loop.time() < ends:
+            seen = self.parts.changes.revision(topic)
+            try:
+                view = project_view(self.parts.coordinator, self.principal, project_id, run_id)
+            except FederationError:
+                if not self._sent:
+                    raise
+                await self._send([("gone", "", "{}")])
+                return
+            await self._send(self.events(view))
+            if not await self._changed(topic, seen):
+                return
+            await asyncio.sleep(PAUSE_S)
+
+    async def _send(self, events: Iterable[Event]) -> None:
+        """Send what differs from what was sent, or a comment that keeps the connection open."""
+        written = False
+        for kind, name, data in events:
+            if self._sent.get(f"{kind} {name}") != data:
+                self._sent[f"{kind} {name}"] = data
+                self.write(f"event: {kind}\ndata: {data}\n\n")
+                written = True
+        if not written:
+            self.write(": still here\n\n")
+        await self.flush()
+
+    async def _changed(self, topic: str, seen: int) -> bool:
+        """Wait for a change or a heartbeat. False if the viewer has gone."""
+        self._waiting = asyncio.ensure_future(self.parts.changes.wait(topic, seen, self.heartbeat_s))
+        done, _ = await asyncio.wait({self._waiting})
+        return not any(task.cancelled() for task in done)
+
+    def on_connection_close(self) -> None:
+        """Called by tornado when the viewer goes."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+
+class ApiEvents(EventStream):
+    """`project`: a ProjectDetail; `run`: the RunDetail of its newest run; `figure`: that run's curve for Plotly."""
+
+    def events(self, view: ProjectView) -> Iterable[Event]:
+        yield "project", "", to_json(ProjectDetail, view.project).decode()
+        if view.run is not None:
+            yield "run", "", to_json(RunDetail, view.run).decode()
+        if view.figure is not None:
+            yield "figure", "", json.dumps(view.figure)
+
+
+class PageEvents(EventStream):
+    """`section`: HTML for one part of the page; `figure`: the curve for Plotly."""
+
+    def events(self, view: ProjectView) -> Iterable[Event]:
+        xsrf = self.xsrf_token.decode("ascii")
+        hub = self.hub_auth.hub_prefix
+        for name, section in render_sections(self.parts.templates, view, hub=hub, xsrf=xsrf, kept={}).items():
+            yield "section", name, json.dumps({"id": name, "html": section.html, "digest": section.digest})
+        if view.figure is not None:
+            yield "figure", "", json.dumps(view.figure)
+
+
+API_ROUTES = ((Route.EVENTS, ApiEvents),)
+PAGE_ROUTES = ((r"projects/(?P<project_id>[^/]+)/events", PageEvents),)

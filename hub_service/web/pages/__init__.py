@@ -1,0 +1,1 @@
+"""Server-rendered pages: everything that the API can do, for a browser."""

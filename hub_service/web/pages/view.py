@@ -1,0 +1,83 @@
+"""What a project's page shows, in parts: the page puts them together, the event stream sends those that changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from federator.contract import ProjectDetail, RunDetail
+from markupsafe import Markup
+
+from hub_service.coordinator import Coordinator
+from hub_service.domain.errors import Forbidden, NotFound
+from hub_service.domain.projects import Principal
+from hub_service.web.figures import ResultTable, result_table, run_figure, site_titles
+from hub_service.web.templating import Templates
+
+SECTIONS = ("next", "runs", "rounds", "result", "participants", "versions")
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectView:
+    """A project as one person sees it now, with the run that the page is about."""
+
+    project: ProjectDetail
+    run: RunDetail | None
+    titles: Mapping[str, str]  # of the run's sites
+    figure: dict[str, Any] | None
+    table: ResultTable | None
+    datasets: tuple[str, ...]  # of the person's own site
+    site_title: str  # "" where the person has none
+    isolates: bool  # False where the person's own site isolates nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    html: Markup
+    digest: str  # tells whether the browser shows it already
+
+
+def project_view(coordinator: Coordinator, principal: Principal, project_id: str, run_id: str = "") -> ProjectView:
+    """The view of a project with its newest run, or with the run that was chosen.
+
+    Raises NotFound for a project or a run that does not exist or is not the person's to see.
+    """
+    project = coordinator.project(principal, project_id)
+    run = _run(coordinator, principal, project, run_id)
+    titles = site_titles(project.participants, run.sites if run else ())
+    try:
+        site = coordinator.my_site(principal)
+    except Forbidden:
+        site = None
+    return ProjectView(
+        project=project,
+        run=run,
+        titles=titles,
+        figure=run_figure(run, titles) if run else None,
+        table=result_table(run, titles) if run else None,
+        datasets=tuple(one.name for one in site.datasets) if site else (),
+        site_title=site.title if site else "",
+        isolates=site.isolates if site else True,
+    )
+
+
+def _run(coordinator: Coordinator, principal: Principal, project: ProjectDetail, run_id: str) -> RunDetail | None:
+    ids = [run.id for run in project.runs]
+    if run_id and run_id not in ids:
+        raise NotFound("There is no such run in this project.", "See the project's list of runs.")
+    return coordinator.run(principal, run_id or ids[0]) if ids else None
+
+
+def render_sections(templates: Templates, view: ProjectView, **frame: Any) -> dict[str, Section]:
+    """Every section's HTML.
+
+    Args:
+        frame: `hub`, the Hub's prefix; `xsrf`, the token for forms; `kept`, what was put into a form that was refused.
+    """
+    rendered = {}
+    for name in SECTIONS:
+        html = templates.render(f"sections/{name}.html", {"view": view, **frame})
+        rendered[name] = Section(Markup(html), hashlib.sha256(html.encode()).hexdigest()[:16])  # noqa: S704 - escaped by Jinja
+    return rendered

@@ -1,0 +1,57 @@
+"""One Hub configuration for demonstrations and production. Wiring only.
+
+What differs between deployments stands in the file that NOTEBOOK_FEDERATOR_CONFIG names (deploy/deployment.toml shows
+every key) and, for secrets, in the environment: NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET, and JPY_COOKIE_SECRET (hex) and
+CONFIGPROXY_AUTH_TOKEN where the Hub should not make its own.
+"""
+
+from pathlib import Path
+
+from federator.contract import FLEET_PREFIX
+
+import spawner
+from spawner import access, deployment
+from spawner.authenticator import SiteAuthenticator
+from spawner.site_spawner import EmbeddedSiteSpawner
+
+c = get_config()  # noqa: F821 - traitlets puts it here
+
+wanted = deployment.from_environment()
+hub = wanted.hub
+hub.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+# What the Hub keeps
+c.JupyterHub.db_url = f"sqlite:///{hub.data_dir}/jupyterhub.sqlite"
+c.JupyterHub.cookie_secret_file = f"{hub.data_dir}/jupyterhub_cookie_secret"
+c.ConfigurableHTTPProxy.pid_file = f"{hub.data_dir}/jupyterhub-proxy.pid"
+
+# One origin: Hub, servers, service and Fleet traffic
+c.JupyterHub.bind_url = hub.bind_url
+c.JupyterHub.public_url = hub.origin
+c.JupyterHub.ssl_cert = str(hub.tls_cert or "")
+c.JupyterHub.ssl_key = str(hub.tls_key or "")
+c.JupyterHub.hub_ip = "127.0.0.1"
+c.JupyterHub.hub_connect_ip = "127.0.0.1"
+c.JupyterHub.hub_port = hub.hub_port
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{hub.proxy_api_port}"
+c.ConfigurableHTTPProxy.command = list(hub.proxy_command)
+c.Proxy.extra_routes = {FLEET_PREFIX: access.service_url(wanted)}
+
+# Who may come in, and what they may do
+c.JupyterHub.authenticator_class = SiteAuthenticator
+c.SiteAuthenticator.sso = wanted.sso
+c.SiteAuthenticator.admin_contact = hub.admin_contact
+c.SiteAuthenticator.oauth_callback_url = f"{hub.origin}/hub/oauth_callback"
+# Groups are computed at login: who leaves an institution keeps what they had until the cookie ends.
+c.JupyterHub.cookie_max_age_days = 1
+c.JupyterHub.custom_scopes = access.CUSTOM_SCOPES
+c.JupyterHub.load_roles = access.roles(wanted)
+
+# Where servers run, and the federation service
+c.JupyterHub.spawner_class = EmbeddedSiteSpawner
+c.EmbeddedSiteSpawner.deployment = wanted
+c.JupyterHub.services = [access.service(wanted)]
+
+# How the Hub's pages look
+c.JupyterHub.template_paths = [str(Path(spawner.__file__).parent / "templates")]
+c.JupyterHub.template_vars = access.page_variables(wanted)

@@ -1,0 +1,109 @@
+"""Login through an institution: OIDC authorization code flow with PKCE, groups from `spawner.sso`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from federator.contract import SITE_GROUP_PREFIX
+from oauthenticator.generic import GenericOAuthenticator
+from tornado.web import HTTPError
+from traitlets import Instance, Unicode, default
+
+from spawner.sso import ADMIN_GROUP, Refusal, Source, Sso, admit
+
+CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
+GROUPS_KEY = "federation_groups"
+"""Where oauthenticator finds the groups of who logs in. The state is not stored: it lives for the login only."""
+
+
+class LoginRefused(HTTPError):
+    """The person proved who they are, and may not come in. `403.html` shows `refusal`; no account is made."""
+
+    def __init__(self, refusal: Refusal, admin_contact: str) -> None:
+        super().__init__(403, f"Login refused: {refusal.reason} {refusal.claim}={refusal.values!r}")
+        self.refusal = refusal
+        self.admin_contact = admin_contact
+        self.jupyterhub_message = refusal.reason
+
+
+class SiteAuthenticator(GenericOAuthenticator):
+    """Admits people of the institutions in the deployment file, each into the groups of their site.
+
+    Groups and admin rights are computed afresh at each login; nothing of an earlier one is kept.
+    """
+
+    sso = Instance(Sso, help="The deployment file's [sso] table.").tag(config=True)
+    admin_contact = Unicode(help="Whom a refused person may ask.").tag(config=True)
+
+    enable_pkce = True
+    manage_groups = True
+    auth_state_groups_key = GROUPS_KEY
+
+    @default("login_service")
+    def _login_service(self) -> str:
+        return self.sso.label
+
+    @default("client_id")
+    def _client_id(self) -> str:
+        return self.sso.client_id
+
+    @default("client_secret")
+    def _client_secret(self) -> str:
+        return os.environ.get(CLIENT_SECRET_VARIABLE, "")
+
+    @default("authorize_url")
+    def _authorize_url(self) -> str:
+        return self.sso.provider.authorize_url
+
+    @default("token_url")
+    def _token_url(self) -> str:
+        return self.sso.provider.token_url
+
+    @default("userdata_url")
+    def _userdata_url(self) -> str:
+        return self.sso.provider.userdata_url
+
+    @default("userdata_from_id_token")
+    def _userdata_from_id_token(self) -> bool:
+        return self.sso.provider.source is Source.ID_TOKEN
+
+    @default("scope")
+    def _scope(self) -> list[str]:
+        return list(self.sso.provider.scopes)
+
+    @default("username_claim")
+    def _username_claim(self) -> str:
+        return self.sso.provider.username_claim
+
+    @default("allowed_groups")
+    def _allowed_groups(self) -> set[str]:
+        return {ADMIN_GROUP} | {SITE_GROUP_PREFIX + slug for slug in self.sso.institutions.values()}
+
+    def user_info_to_username(self, user_info: dict[str, Any]) -> str:
+        """The user name claim, before the Hub normalizes it; called by oauthenticator at each login.
+
+        Raises:
+            LoginRefused: the provider sends none. Not every institution releases every attribute.
+        """
+        username = user_info.get(self.username_claim)
+        if isinstance(username, str) and username:
+            return username
+        refusal = Refusal("Your login gives no user name.", self.username_claim, ())
+        raise LoginRefused(refusal, self.admin_contact)
+
+    async def update_auth_model(self, auth_model: dict[str, Any]) -> dict[str, Any]:
+        """Refuse or admit; called by oauthenticator at each login, before any account is looked up or made.
+
+        Raises:
+            LoginRefused: the person's institution is unknown, missing or not one.
+        """
+        auth_state = auth_model["auth_state"]
+        decision = admit(self.sso, auth_model["name"], auth_state[self.user_auth_state_key])
+        if isinstance(decision, Refusal):
+            raise LoginRefused(decision, self.admin_contact)
+        return {
+            **auth_model,
+            "admin": decision.is_admin,
+            "auth_state": {**auth_state, GROUPS_KEY: sorted(decision.groups)},
+        }

@@ -1,0 +1,214 @@
+"""What every aggregator backend must do, with real SuperLinks; and how the local one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
+from hub_service.aggregators.local import LOST, LocalAggregators
+from hub_service.aggregators.superlink import SuperLink
+from hub_service.domain.errors import Conflict, Invalid, Unavailable
+from tests.fakes.flower_apps import averaging_app
+
+PROJECT = "p1"
+Restart = Callable[[], AggregatorBackend]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def restart(folder: Path) -> Restart:
+    """The backend as a restarted service makes it."""
+    return lambda: LocalAggregators(folder)
+
+
+@pytest.fixture
+async def backend(restart: Restart) -> AsyncIterator[AggregatorBackend]:
+    backend = restart()
+    yield backend
+    await backend.stop(PROJECT)
+
+
+def new_key() -> bytes:
+    return bytes(public_key_to_bytes(ec.generate_private_key(ec.SECP256R1()).public_key()))
+
+
+def processes_below(folder: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or ()) and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+async def exit_status(backend: AggregatorBackend, run_id: str) -> int:
+    async with asyncio.timeout(60):
+        while (status := await backend.serverapp_exit(PROJECT, run_id)) is None:  # noqa: ASYNC110 - the interface
+            await asyncio.sleep(0.05)
+    return status
+
+
+async def test_nothing_runs_until_it_is_started(backend: AggregatorBackend) -> None:
+    assert backend.endpoint(PROJECT) is None
+    assert await backend.running() == []
+    assert await backend.serverapp_exit(PROJECT, "r1") == LOST
+    await backend.stop(PROJECT)
+    with pytest.raises(Unavailable):
+        await backend.start_serverapp(PROJECT, ServerAppSpec("r1", 1, (1,), 1, False, 1.0))
+
+
+async def test_one_life(backend: AggregatorBackend, folder: Path, restart: Restart) -> None:
+    """Start, start again, restart of the service, stop, start: one process at a time, and node ids that stay."""
+    endpoint, again = await asyncio.gather(backend.start(PROJECT), backend.start(PROJECT))
+    assert endpoint == again == backend.endpoint(PROJECT)
+    assert list(await backend.running()) == [PROJECT]
+    assert len(processes_below(folder)) == 1
+    superlink = SuperLink(endpoint)
+    key = new_key()
+    node_id = await superlink.register_node(key)
+    assert await superlink.register_node(key) == node_id
+
+    later = restart()
+    assert later.endpoint(PROJECT) == endpoint
+    assert list(await later.running()) == [PROJECT]
+    assert await later.start(PROJECT) == endpoint
+    await later.stop(PROJECT)
+    assert later.endpoint(PROJECT) is None
+    assert processes_below(folder) == []
+
+    assert await SuperLink(await later.start(PROJECT)).node_id(key) == node_id
+    await later.stop(PROJECT)
+
+
+async def test_a_lost_superlink_is_noticed_and_replaced(backend: AggregatorBackend, folder: Path) -> None:
+    await backend.start(PROJECT)
+    (process,) = processes_below(folder)
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.to_thread(psutil.wait_procs, [process], timeout=10)
+    assert list(await backend.running()) == []
+    assert await SuperLink(await backend.start(PROJECT)).node_id(new_key()) is None
+
+
+async def test_a_serverapp_is_started_once_and_ends_with_its_aggregator(
+    backend: AggregatorBackend, folder: Path, restart: Restart
+) -> None:
+    superlink = SuperLink(await backend.start(PROJECT))
+    absent = await superlink.register_node(new_key())
+    flower_run_id = await superlink.start_run(averaging_app(), {"num-server-rounds": 1})
+    spec = ServerAppSpec("r1", flower_run_id, (absent,), 1, False, 600.0)
+    await backend.start_serverapp(PROJECT, spec)
+    await backend.start_serverapp(PROJECT, spec)
+    assert await backend.serverapp_exit(PROJECT, "r1") is None
+    assert len(processes_below(folder)) == 2
+    assert await restart().serverapp_exit(PROJECT, "r1") is None
+    await superlink.stop_run(flower_run_id)
+    await superlink.stop_run(flower_run_id)
+    await backend.stop(PROJECT)
+    assert processes_below(folder) == []
+    assert await backend.serverapp_exit(PROJECT, "r1") == LOST
+
+
+async def test_a_serverapp_that_cannot_start_tells_its_status(backend: AggregatorBackend) -> None:
+    await backend.start(PROJECT)
+    await backend.start_serverapp(PROJECT, ServerAppSpec("r2", 12345, (1,), 1, False, 1.0))
+    assert await exit_status(backend, "r2") == 1
+    assert "does not know this run" in (backend.run_folder(PROJECT, "r2") / "events.jsonl").read_text()
+
+
+async def test_the_superlink_refuses_what_flower_refuses(backend: AggregatorBackend) -> None:
+    superlink = SuperLink(await backend.start(PROJECT))
+    with pytest.raises(Invalid):
+        await superlink.start_run(averaging_app(), {"no-such-key": 1})
+    with pytest.raises(Invalid):
+        await superlink.register_node(b"no key")
+    edwards = ed25519.Ed25519PrivateKey.generate().public_key()
+    with pytest.raises(Invalid):
+        await superlink.register_node(edwards.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+async def test_an_unregistered_key_does_not_come_back(backend: AggregatorBackend) -> None:
+    superlink = SuperLink(await backend.start(PROJECT))
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    node_id = await superlink.register_node(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    assert await superlink.node_id(public_key_to_bytes(key)) == node_id
+    await superlink.unregister_node(node_id)
+    await superlink.unregister_node(node_id)
+    with pytest.raises(Conflict):
+        await superlink.register_node(public_key_to_bytes(key))
+
+
+async def test_a_superlink_that_is_gone_is_unavailable() -> None:
+    with pytest.raises(Unavailable):
+        await SuperLink(Endpoint("127.0.0.1", 9)).stop_run(1)
+
+
+# --- the local backend
+
+
+def script(folder: Path, text: str) -> tuple[str, ...]:
+    path = folder / "fake_superlink.py"
+    path.write_text(text)
+    return (sys.executable, str(path))
+
+
+async def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    backend = LocalAggregators(tmp_path, superlink_command=("/no/such/flower-superlink",))
+    with pytest.raises(Unavailable, match="/no/such/flower-superlink"):
+        await backend.start(PROJECT)
+    assert await backend.running() == []
+
+
+async def test_a_superlink_that_ends_at_once_shows_the_end_of_its_log_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "hush")
+    command = script(tmp_path, "import os; print(*(f'{k}={v}' for k, v in os.environ.items())); print('disk is full')")
+    with pytest.raises(Unavailable) as caught:
+        await LocalAggregators(tmp_path, superlink_command=command).start(PROJECT)
+    assert "disk is full" in caught.value.next_step
+    log = (tmp_path / "projects" / PROJECT / "superlink.log").read_text()
+    assert "FLWR_TELEMETRY_ENABLED=0" in log
+    assert "JUPYTERHUB" not in log
+
+
+async def test_a_superlink_that_never_answers_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    sleeper = shutil.which("sleep")
+    never_answers = (
+        "import signal, subprocess, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"child = subprocess.Popen([{sleeper!r}, '600'])\n"
+        "open('child', 'w').write(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    backend = LocalAggregators(
+        tmp_path, superlink_command=script(tmp_path, never_answers), start_timeout_s=1.0, stop_timeout_s=0.2
+    )
+    with pytest.raises(Unavailable, match="did not answer within 1 s"):
+        await backend.start(PROJECT)
+    child = int((tmp_path / "projects" / PROJECT / "child").read_text())
+    assert processes_below(tmp_path) == []
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_what_an_earlier_service_left_of_a_dead_superlink_is_cleared(tmp_path: Path) -> None:
+    project = tmp_path / "projects" / PROJECT
+    project.mkdir(parents=True)
+    (project / "processes.json").write_text('{"port": 1, "superlink": [1, 0.0], "serverapps": {"r1": [1, 0.0]}}')
+    backend = LocalAggregators(tmp_path)
+    assert await backend.running() == []
+    assert not (project / "processes.json").exists()

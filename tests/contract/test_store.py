@@ -1,0 +1,249 @@
+"""One suite for every store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from federator.contract import ApprovalState, Cell, ClientState, MemberState, RunStatus, SourceFile
+from sqlalchemy import create_engine, update
+
+from hub_service.domain.approvals import Approval
+from hub_service.domain.errors import Unavailable
+from hub_service.domain.projects import AppVersion, Member, Participation, Project
+from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.store import tables
+from hub_service.store.base import AuditLine, Store
+from hub_service.store.memory import MemoryStore
+from hub_service.store.sql import SqlStore
+
+NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+LARGEST_NODE_ID = 2**64 - 1
+
+PROJECT = Project("p1", "Lungs <b>", "Nodules\nin scans", "anna", NOON)
+OTHER_PROJECT = Project("p2", "Skin", "", "carl", NOON)
+MEMBER = Member("p1", "anna", MemberState.JOINED, "anna", NOON)
+VERSION = AppVersion(
+    project_id="p1",
+    number=1,
+    fab_hash="f" * 64,
+    title="lungs",
+    source="notebook",
+    created_by="anna",
+    created_at=NOON,
+    size=12,
+    cells=(Cell(1, "x = 1"), Cell(4, "y = 'ä'")),
+    files=(SourceFile("app/task.py", "pass"),),
+    imports=("numpy", "torch"),
+    config_keys=("num-server-rounds",),
+)
+PARTICIPATION = Participation(
+    id="t1",
+    project_id="p1",
+    user="anna",
+    site="a",
+    dataset="scans",
+    kernel_id="k1",
+    active=True,
+    public_key=b"\x00key\xff",
+    node_id=LARGEST_NODE_ID,
+    client=ClientState.READY,
+    client_detail="",
+    joined_at=NOON,
+)
+APPROVAL = Approval("p1", "f" * 64, "a", "scans", ApprovalState.APPROVED, "sam", "ok", NOON, NOON + timedelta(days=1))
+RUN = Run(
+    id="r1",
+    project_id="p1",
+    number=1,
+    fab_hash="f" * 64,
+    rounds=3,
+    compare=True,
+    target=RunTarget.FINISHED,
+    status=RunStatus.RUNNING,
+    phase="round 1 of 3",
+    message="",
+    started_by="anna",
+    sites={"t1": "a"},
+    created_at=NOON,
+    finished_at=None,
+    model_sha256="",
+    model_size=0,
+    model_round=0,
+    round=1,
+    nodes={str(LARGEST_NODE_ID): "a"},
+)
+EVENT = RunEvent(
+    EventKind.REPLY,
+    at=1.5,
+    phase="federated",
+    round=1,
+    message_type="train",
+    node_id=LARGEST_NODE_ID,
+    metrics={"loss": 0.25},
+    examples=7,
+    seconds=0.5,
+    size=100,
+    text="",
+)
+LINE = AuditLine(1, NOON, "anna", "project-created", "p1", {"name": "Lungs"}, "0" * 64, "1" * 64)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    make: dict[str, Callable[[], Store]] = {
+        "memory": MemoryStore,
+        "sqlite": lambda: SqlStore(f"sqlite:///{tmp_path / 'store.db'}"),
+    }
+    store = make[request.param]()
+    store.put_project(PROJECT)
+    store.put_project(OTHER_PROJECT)
+    yield store
+    store.close()
+
+
+class TestStore:
+    def test_a_project_comes_back_as_it_was_put(self, store: Store) -> None:
+        assert store.project("p1") == PROJECT
+        assert store.project("nothing") is None
+
+    def test_a_time_in_another_zone_is_the_same_moment(self, store: Store) -> None:
+        east = NOON.astimezone(timezone(timedelta(hours=9)))
+        store.put_project(replace(PROJECT, created_at=east))
+        found = store.project("p1")
+        assert found is not None
+        assert found.created_at == NOON
+        assert found.created_at.tzinfo is not None
+
+    def test_members_keep_the_order_in_which_they_were_first_put(self, store: Store) -> None:
+        second = replace(MEMBER, user="bert", state=MemberState.INVITED)
+        store.put_member(MEMBER)
+        store.put_member(second)
+        store.put_member(replace(MEMBER, project_id="p2", user="carl"))
+        left = replace(MEMBER, state=MemberState.LEFT)
+        store.put_member(left)
+        assert list(store.members("p1")) == [left, second]
+        assert list(store.memberships("bert")) == [second]
+        assert list(store.members("nothing")) == []
+
+    def test_app_versions_are_sorted_by_number(self, store: Store) -> None:
+        second = replace(VERSION, number=2, fab_hash="e" * 64)
+        store.put_app_version(second)
+        store.put_app_version(VERSION)
+        assert list(store.app_versions("p1")) == [VERSION, second]
+        assert list(store.app_versions("p2")) == []
+
+    def test_participations_are_found_by_id_user_and_site(self, store: Store) -> None:
+        other = replace(PARTICIPATION, id="t2", user="bert", site="b", public_key=None, node_id=None)
+        past = replace(PARTICIPATION, id="t0", active=False)
+        for one in (past, PARTICIPATION, other):
+            store.put_participation(one)
+        assert store.participation("t2") == other
+        assert store.participation("nothing") is None
+        assert list(store.participations("p1")) == [past, PARTICIPATION, other]
+        assert list(store.active_participations_of("anna")) == [PARTICIPATION]
+        assert list(store.active_participations_at("b")) == [other]
+
+    def test_a_key_finds_the_active_participation_only(self, store: Store) -> None:
+        store.put_participation(replace(PARTICIPATION, id="t0", active=False))
+        assert store.participation_by_key(b"\x00key\xff") is None
+        store.put_participation(PARTICIPATION)
+        assert store.participation_by_key(b"\x00key\xff") == PARTICIPATION
+        assert store.participation_by_key(b"another") is None
+
+    def test_a_decision_takes_the_place_of_the_one_before(self, store: Store) -> None:
+        store.put_approval(APPROVAL)
+        revoked = replace(APPROVAL, state=ApprovalState.REVOKED, expires_at=None)
+        elsewhere = replace(APPROVAL, dataset="labs")
+        store.put_approval(revoked)
+        store.put_approval(elsewhere)
+        assert list(store.approvals("p1")) == [revoked, elsewhere]
+
+    def test_runs_come_oldest_first_and_the_unfinished_of_all_projects_together(self, store: Store) -> None:
+        ended = [
+            replace(RUN, id=f"r{number}", number=number, status=status, finished_at=NOON)
+            for number, status in enumerate((RunStatus.FINISHED, RunStatus.FAILED, RunStatus.STOPPED), start=2)
+        ]
+        elsewhere = replace(RUN, id="q1", project_id="p2", status=RunStatus.STARTING)
+        for run in (RUN, *ended, elsewhere):
+            store.put_run(run)
+        assert store.run("r1") == RUN
+        assert store.run("nothing") is None
+        assert list(store.runs("p1")) == [RUN, *ended]
+        assert list(store.unfinished_runs()) == [RUN, elsewhere]
+
+    def test_a_stored_run_does_not_change_with_the_callers_maps(self, store: Store) -> None:
+        nodes: dict[str, str] = {}
+        store.put_run(replace(RUN, nodes=nodes))
+        nodes["1"] = "b"
+        found = store.run("r1")
+        assert found is not None
+        assert found.nodes == {}
+
+    def test_events_keep_their_order(self, store: Store) -> None:
+        store.put_run(RUN)
+        assert store.event_count("r1") == 0
+        later = [replace(EVENT, round=number) for number in (3, 2)]
+        store.add_events("r1", [EVENT])
+        store.add_events("r1", later)
+        store.add_events("r1", [])
+        assert list(store.events("r1")) == [EVENT, *later]
+        assert store.event_count("r1") == 3
+
+    def test_audit_lines_come_back_as_they_were_added(self, store: Store) -> None:
+        assert store.last_audit_line() is None
+        second = replace(LINE, sequence=2, previous="1" * 64, hash="2" * 64)
+        store.add_audit_line(LINE)
+        store.add_audit_line(second)
+        assert list(store.audit_lines()) == [LINE, second]
+        assert store.last_audit_line() == second
+
+    def test_a_transaction_happens_whole_or_not_at_all(self, store: Store) -> None:
+        def fail_after_writing() -> None:
+            with store.transaction():
+                store.put_member(MEMBER)
+                with store.transaction():
+                    store.put_project(replace(PROJECT, name="Other"))
+                assert store.project("p1") == replace(PROJECT, name="Other")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail_after_writing()
+        assert store.project("p1") == PROJECT
+        assert list(store.members("p1")) == []
+        with store.transaction():
+            store.put_member(MEMBER)
+        assert list(store.members("p1")) == [MEMBER]
+
+
+class TestSqliteFile:
+    """What only a store on disk can get wrong."""
+
+    def test_what_was_put_is_there_after_a_restart(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'store.db'}"
+        first = SqlStore(url)
+        first.put_project(PROJECT)
+        first.put_run(RUN)
+        first.close()
+        second = SqlStore(url)
+        assert second.project("p1") == PROJECT
+        assert second.run("r1") == RUN
+        second.close()
+
+    def test_a_database_of_another_version_is_refused_with_both_versions(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'store.db'}"
+        SqlStore(url).close()
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(update(tables.schema).values(version=99))
+        engine.dispose()
+        with pytest.raises(Unavailable, match=rf"version 99; .* needs {tables.SCHEMA_VERSION}"):
+            SqlStore(url)
+
+    def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "store.db").write_text("a poem, and a long one at that " * 100)
+        with pytest.raises(Unavailable, match="cannot be opened"):
+            SqlStore(f"sqlite:///{tmp_path / 'store.db'}")

@@ -1,0 +1,154 @@
+"""Aggregators without processes: the test plays the ServerApp by writing events.
+
+    FakeAggregators             keeps to `hub_service.aggregators.base`
+    ├── NeverStarts             its SuperLink does not come up
+    └── SlowToStart             its SuperLink comes up when the test says so
+    FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
+    ├── RefusingSuperLink       takes no key
+    └── ForgetfulSuperLink      answers only every second call
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
+from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, EventFile
+from hub_service.domain.errors import Conflict, Unavailable
+from hub_service.domain.runs import EventKind, RunEvent
+
+
+class FakeAggregators(AggregatorBackend):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._endpoints: dict[str, Endpoint] = {}
+        self.specs: dict[str, ServerAppSpec] = {}
+        self.exits: dict[str, int] = {}
+        self.stopped: list[str] = []
+
+    async def start(self, project_id: str) -> Endpoint:
+        return self._endpoints.setdefault(project_id, Endpoint("127.0.0.1", 1000 + len(self._endpoints)))
+
+    async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
+        self.run_folder(project_id, spec.run_id).mkdir(parents=True)
+        self.specs[spec.run_id] = spec
+
+    async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
+        return self.exits.get(run_id)
+
+    async def stop(self, project_id: str) -> None:
+        self._endpoints.pop(project_id, None)
+        self.stopped.append(project_id)
+
+    async def running(self) -> Sequence[str]:
+        return list(self._endpoints)
+
+    def endpoint(self, project_id: str) -> Endpoint | None:
+        return self._endpoints.get(project_id)
+
+    def run_folder(self, project_id: str, run_id: str) -> Path:
+        return self._folder / project_id / run_id
+
+    # --- what the test does as the ServerApp
+
+    def report(self, project_id: str, run_id: str, *events: RunEvent) -> None:
+        file = EventFile(self.run_folder(project_id, run_id))
+        for event in events:
+            file.write(event)
+
+    def write_model(self, project_id: str, run_id: str, content: bytes) -> None:
+        (self.run_folder(project_id, run_id) / MODEL_FILE).write_bytes(content)
+
+    def crash(self, project_id: str, run_id: str, log: str) -> None:
+        (self.run_folder(project_id, run_id) / SERVERAPP_LOG).write_text(log)
+        self.exits[run_id] = 1
+
+
+class NeverStarts(FakeAggregators):
+    async def start(self, project_id: str) -> Endpoint:
+        raise Unavailable("The project's aggregator did not start.", "Ask the Hub's administrators.")
+
+
+class SlowToStart(FakeAggregators):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked = asyncio.Event()
+        self.may_start = asyncio.Event()
+
+    async def start(self, project_id: str) -> Endpoint:
+        self.asked.set()
+        await self.may_start.wait()
+        return await super().start(project_id)
+
+
+class FakeSuperLink:
+    """All SuperLinks in one: keys and runs of every project."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, int] = {}
+        self.unregistered: list[int] = []
+        self.runs: list[tuple[bytes, dict[str, object]]] = []
+
+    def __call__(self, endpoint: Endpoint) -> FakeSuperLink:
+        """Stands for the class: called with an endpoint where a client of it is made."""
+        return self
+
+    async def register_node(self, public_key: bytes) -> int:
+        return self.nodes.setdefault(public_key, 7000 + len(self.nodes))
+
+    async def unregister_node(self, node_id: int) -> None:
+        self.unregistered.append(node_id)
+
+    async def start_run(self, fab: bytes, config: Mapping[str, str | int | float | bool]) -> int:
+        self.runs.append((fab, dict(config)))
+        return len(self.runs)
+
+
+class RefusingSuperLink(FakeSuperLink):
+    async def register_node(self, public_key: bytes) -> int:
+        raise Conflict("This node's key was removed before.", "Restart the Flower client kernel.")
+
+
+class ForgetfulSuperLink(FakeSuperLink):
+    """Every second call finds it busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    async def unregister_node(self, node_id: int) -> None:
+        self.calls += 1
+        if self.calls % 2:
+            raise Unavailable("The project's aggregator does not answer.")
+        await super().unregister_node(node_id)
+
+
+def sent(node_id: int, number: int, message_type: str = "train", size: int = 100) -> RunEvent:
+    return RunEvent(EventKind.SENT, 1.0, "federated", number, message_type, node_id, size=size)
+
+
+def reply(
+    node_id: int,
+    number: int,
+    message_type: str = "train",
+    *,
+    examples: int = 10,
+    text: str = "",
+    size: int = 90,
+    **metrics: float,
+) -> RunEvent:
+    return RunEvent(
+        EventKind.REPLY,
+        2.0,
+        "federated",
+        number,
+        message_type,
+        node_id,
+        metrics=metrics,
+        examples=examples,
+        seconds=0.5,
+        size=size,
+        text=text,
+    )

@@ -1,0 +1,181 @@
+"""Aggregators, a gateway and nodes in this process, as the service and the kernels put them together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from federator.contract import ClientState
+from federator.node import Node
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from hub_service.aggregators.base import ServerAppSpec
+from hub_service.aggregators.events import read_events
+from hub_service.aggregators.local import LocalAggregators
+from hub_service.aggregators.superlink import SuperLink
+from hub_service.domain.projects import NodeGrant
+from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.gateway.gateway import Gateway
+from hub_service.gateway.handlers import fleet_routes
+
+PROJECT = "p1"
+STOP_S = 2.0
+
+
+class Member:
+    """One site's node and what it told of itself."""
+
+    def __init__(self, name: str, target: float) -> None:
+        self.name = name
+        self.target = target
+        self.private_key = ec.generate_private_key(ec.SECP256R1())
+        self.public_key = public_key_to_bytes(self.private_key.public_key())
+        self.approved: set[str] = set()
+        self.states: list[tuple[ClientState, str]] = []
+        self.node_id = 0
+        self.node: Node | None = None
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def _on_state(self, state: ClientState, detail: str) -> None:
+        self.states.append((state, detail))
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def start(self, address: str, tmp: Path) -> None:
+        self.node = Node(
+            address,
+            tls=False,
+            root_certificates=None,
+            private_key=self.private_key,
+            approvals=lambda: set(self.approved),
+            node_config={"target": self.target, "site": self.name},
+            on_state=self._on_state,
+            work_folder=tmp,
+        )
+        self.node.start()
+
+    async def reaches(self, state: ClientState, within: float = 30.0) -> str:
+        """Wait until the node has been in the state; return the text it gave."""
+        return (await self._report(lambda seen, _: seen is state, within))[1]
+
+    async def says(self, text: str, within: float = 30.0) -> ClientState:
+        """Wait until the node has given the text; return the state it was in."""
+        return (await self._report(lambda _, detail: detail == text, within))[0]
+
+    async def _report(self, wanted: Callable[[ClientState, str], bool], within: float) -> tuple[ClientState, str]:
+        async with asyncio.timeout(within):
+            while True:
+                for state, detail in self.states:
+                    if wanted(state, detail):
+                        return state, detail
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def stop(self) -> None:
+        if self.node is not None:
+            await asyncio.to_thread(self.node.stop, STOP_S)
+
+
+class Fleet:
+    """What a test drives."""
+
+    def __init__(self, folder: Path, backend: LocalAggregators, gateway: Gateway, tls: ssl.SSLContext | None) -> None:
+        self.folder = folder
+        self.backend = backend
+        self.gateway = gateway
+        self._tls = tls
+        self.server = HTTPServer(Application(fleet_routes(gateway)), ssl_options=tls)
+        sockets = bind_sockets(0, "127.0.0.1")
+        self.port = sockets[0].getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        self.server.add_sockets(sockets)
+        self.grants: dict[bytes, NodeGrant] = {}
+        self.seen: list[tuple[str, bool]] = []
+        self.members: dict[str, Member] = {}
+
+    async def go_away(self) -> None:
+        """As a Hub that is restarted."""
+        self.server.stop()
+        await self.server.close_all_connections()
+
+    def come_back(self) -> None:
+        self.server = HTTPServer(Application(fleet_routes(self.gateway)), ssl_options=self._tls)
+        self.server.add_sockets(bind_sockets(self.port, "127.0.0.1"))
+
+    def admit(self, name: str, target: float = 0.0) -> Member:
+        """A member whose key opens the project."""
+        member = Member(name, target)
+        self.members[name] = member
+        self.grants[member.public_key] = NodeGrant(name, PROJECT, None)
+        return member
+
+    def start_node(self, name: str, target: float, fab: bytes) -> Member:
+        member = self.admit(name, target)
+        member.approved.add(hashlib.sha256(fab).hexdigest())
+        member.start(self.address, self.folder)
+        return member
+
+    async def register(self, *members: Member) -> tuple[int, ...]:
+        superlink = SuperLink(await self.backend.start(PROJECT))
+        for member in members:
+            member.node_id = await superlink.register_node(member.public_key)
+        return tuple(member.node_id for member in members)
+
+    async def start_run(
+        self, fab: bytes, members: list[Member], *, rounds: int = 2, compare: bool = False, run_id: str = "r1"
+    ) -> int:
+        nodes = await self.register(*members)
+        superlink = SuperLink(await self.backend.start(PROJECT))
+        flower_run_id = await superlink.start_run(fab, {"num-server-rounds": rounds})
+        await self.backend.start_serverapp(PROJECT, ServerAppSpec(run_id, flower_run_id, nodes, rounds, compare, 30.0))
+        return flower_run_id
+
+    async def events(
+        self, until: Callable[[RunEvent], bool], run_id: str = "r1", within: float = 90.0
+    ) -> list[RunEvent]:
+        """All events of the run, once one of them is as asked. Fails with the log if the ServerApp ends before."""
+        folder = self.backend.run_folder(PROJECT, run_id)
+        async with asyncio.timeout(within):
+            while True:
+                exit_status = await self.backend.serverapp_exit(PROJECT, run_id)
+                events, _ = read_events(folder)
+                if any(map(until, events)):
+                    return events
+                if exit_status is not None:
+                    raise AssertionError((folder / "serverapp.log").read_text()[-3000:])
+                await asyncio.sleep(0.05)
+
+    async def end_of_run(self, run_id: str = "r1") -> list[RunEvent]:
+        return await self.events(lambda event: event.kind in (EventKind.FINISHED, EventKind.FAILED), run_id)
+
+
+@asynccontextmanager
+async def fleet(folder: Path, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Fleet]:
+    """A fleet that leaves no process behind."""
+    backend = LocalAggregators(folder)
+    it: Fleet
+    gateway = Gateway(
+        grants=lambda key: it.grants.get(key),
+        backend=backend,
+        seen=lambda participation, working: it.seen.append((participation, working)),
+        clock=lambda: datetime.now(UTC),
+        **options,
+    )
+    it = Fleet(folder, backend, gateway, tls)
+    try:
+        yield it
+    finally:
+        await asyncio.gather(*(member.stop() for member in it.members.values()))
+        await it.go_away()
+        await backend.stop(PROJECT)
+        await gateway.close()

@@ -1,0 +1,33 @@
+"""The real federation service, started and asked through our Hub configuration."""
+
+from __future__ import annotations
+
+import sys
+
+import httpx
+from federator.contract import SERVICE_PREFIX, Route
+
+from tests.hub.actors import Browser
+
+SERVICE_COMMAND = [sys.executable, "-m", "hub_service"]
+
+
+async def test_a_person_sees_their_own_site(browser: Browser) -> None:
+    await browser.log_in("mateu")
+    await browser.http.get(SERVICE_PREFIX)  # logs in to the service; its API does not redirect
+    site = (await browser.http.get(SERVICE_PREFIX + Route.MY_SITE)).json()
+    assert (site["slug"], site["title"], site["isolates"]) == ("vall-verde", "Vall Verde Cancer Institute", False)
+    assert [dataset["name"] for dataset in site["datasets"]] == ["biopsies"]
+    assert "path" not in site["datasets"][0]
+
+
+async def test_the_panel_of_the_home_page_is_there(browser: Browser) -> None:
+    page = await browser.log_in("mateu")
+    for reference in (f"{SERVICE_PREFIX}panel", f"{SERVICE_PREFIX}static/panel.js"):
+        assert reference in page.text
+        assert (await browser.http.get(reference)).status_code == httpx.codes.OK
+
+
+async def test_an_admin_without_a_site_can_open_the_service(browser: Browser) -> None:
+    await browser.log_in("admin")
+    assert (await browser.http.get(SERVICE_PREFIX)).status_code == httpx.codes.OK

@@ -1,0 +1,183 @@
+"""Our node against a real SuperLink, through a real gateway: whole runs, and what one bad site does to the others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from federator.contract import ClientState
+
+from hub_service.domain.runs import EventKind, RunEvent
+from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
+from tests.fakes.flower_apps import (
+    SERVER,
+    app_with_bad_sites,
+    averaging_app,
+    fab,
+)
+
+TARGETS = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+
+
+@pytest.fixture(scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    """Four sites' nodes, connected before any aggregator runs."""
+    async with fleet(tmp_path_factory.mktemp("fleet")) as it:
+        for name, target in TARGETS.items():
+            it.start_node(name, target, b"nothing approved yet")
+        for member in it.members.values():
+            assert await member.reaches(ClientState.READY) == "Waiting for a run."
+        yield it
+
+
+async def run(it: Fleet, app: bytes, run_id: str, *, approved_by: str = "abcd", rounds: int = 1) -> list[RunEvent]:
+    members = list(it.members.values())
+    for member in members:
+        if member.name in approved_by:
+            member.approved.add(hashlib.sha256(app).hexdigest())
+    await it.start_run(app, members, rounds=rounds, run_id=run_id)
+    return await it.end_of_run(run_id)
+
+
+def replies(events: list[RunEvent], member: Member, message_type: str = "train") -> list[RunEvent]:
+    return [
+        event
+        for event in events
+        if (event.kind, event.node_id, event.message_type) == (EventKind.REPLY, member.node_id, message_type)
+    ]
+
+
+async def test_all_sites_finish_a_run(running: Fleet) -> None:
+    """Metrics and examples of each site and round are seen, and the app's own state lives from round to round."""
+    events = await run(running, averaging_app(), "good", rounds=2)
+    assert events[-1].kind is EventKind.FINISHED
+    for member in running.members.values():
+        train = replies(events, member)
+        assert [event.round for event in train] == [1, 2]
+        assert [event.metrics["trained"] for event in train] == [1, 2]
+        assert all(event.examples == 10 and event.size > 0 and event.seconds > 0 and not event.text for event in train)
+        assert [event.round for event in replies(events, member, "evaluate")] == [1, 2]
+        assert ClientState.WORKING in {state for state, _ in member.states}
+    assert {("a", True), ("a", False)} <= set(running.seen)
+    assert running.gateway.traffic["a"].from_node > 0 < running.gateway.traffic["a"].to_node
+
+
+async def test_bad_sites_are_left_out_and_the_rest_go_on(running: Fleet) -> None:
+    events = await run(running, app_with_bad_sites(), "bad-sites")
+    assert events[-1].kind is EventKind.FINISHED
+    texts = {name: replies(events, member)[0].text for name, member in running.members.items()}
+    assert texts["a"] == ""
+    assert texts["b"].startswith("OSError: cannot read patients.csv (tinyapp/client_app.py:")
+    assert texts["c"] == "site's answer left out: array 'weight' has NaN"
+    assert texts["d"] == "site's answer left out: array 'weight' has shape [5], not [2, 3]"
+    # Site a's answer alone, halfway between 0 and its target.
+    (distance,) = [event.metrics["distance"] for event in replies(events, running.members["a"], "evaluate")]
+    assert distance == pytest.approx(0.5)
+
+
+async def test_an_app_that_is_not_approved_is_refused_unseen(running: Fleet) -> None:
+    """The site's answer says so; nothing was imported or unpacked there."""
+    marker = running.folder / "ran-at-c"
+    app = averaging_app(f"if target == 3.0:\n    open({str(marker)!r}, 'w').close()")
+    events = await run(running, app, "unapproved", approved_by="abd")
+    assert events[-1].kind is EventKind.FINISHED
+    (refused,) = replies(events, running.members["c"])
+    assert refused.text == "This site's data steward has not approved this app version for its dataset."
+    assert not marker.exists()
+
+
+async def test_a_run_that_no_site_can_train_fails_and_says_why(running: Fleet) -> None:
+    app = averaging_app("raise OSError('cannot read patients.csv')")
+    events = await run(running, app, "all-fail")
+    assert events[-1].kind is EventKind.FAILED
+    assert events[-1].text.startswith("no site could train: OSError: cannot read patients.csv (tinyapp/client_app.py:")
+
+
+async def test_a_new_version_of_an_app_is_really_loaded(running: Fleet) -> None:
+    """Same package and module names, other code."""
+    events = await run(running, averaging_app("weight = weight * 0 + 7"), "new-version")
+    (distance,) = [event.metrics["distance"] for event in replies(events, running.members["a"], "evaluate")]
+    assert distance == pytest.approx(6.0)
+
+
+async def test_an_app_that_cannot_be_imported_is_told(running: Fleet) -> None:
+    files = {"server_app.py": SERVER, "client_app.py": "import no_such_module_anywhere"}
+    events = await run(running, fab(files), "import")
+    assert events[-1].text.startswith(
+        "no site could train: ModuleNotFoundError: No module named 'no_such_module_anywhere' (tinyapp/client_app.py:1)"
+    )
+
+
+async def test_an_interrupted_message_is_answered_with_an_error(running: Fleet) -> None:
+    marker = running.folder / "busy-at-a"
+    busy = (
+        "import time\n"
+        "if target == 1.0:\n"
+        f"    open({str(marker)!r}, 'w').close()\n"
+        "    while True:\n"
+        "        time.sleep(0.01)"
+    )
+    members = list(running.members.values())
+    app = averaging_app(busy)
+    for member in members:
+        member.approved.add(hashlib.sha256(app).hexdigest())
+    await running.start_run(app, members, rounds=1, run_id="interrupted")
+    await running.events(lambda event: event.kind is EventKind.SENT, "interrupted")
+    async with asyncio.timeout(30):
+        while not marker.exists():  # noqa: ASYNC110 - written by the app
+            await asyncio.sleep(0.02)
+    node = running.members["a"].node
+    assert node is not None
+    node.interrupt()
+    events = await running.end_of_run("interrupted")
+    assert replies(events, running.members["a"])[0].text == "The researcher interrupted it."
+    assert events[-1].kind is EventKind.FINISHED
+
+
+async def test_an_aggregator_restart_keeps_nodes_and_their_ids(running: Fleet) -> None:
+    before = {member.name: member.node_id for member in running.members.values()}
+    await running.backend.stop(PROJECT)
+    events = await run(running, averaging_app(), "restarted")
+    assert events[-1].kind is EventKind.FINISHED
+    assert {member.name: member.node_id for member in running.members.values()} == before
+
+
+async def test_a_site_that_is_revoked_in_the_middle_ends_alone(tmp_path: Path) -> None:
+    """Its node stops within a second or so, with a reason; the others finish."""
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        members = [it.start_node(name, target, app) for name, target in TARGETS.items()]
+        await it.start_run(app, members, rounds=4)
+        await it.events(lambda event: event.kind is EventKind.MODEL and event.round == 1)
+        revoked = members[2]
+        del it.grants[revoked.public_key]
+        assert "ended" in await revoked.reaches(ClientState.FAILED, within=5.0)
+        await it.backend.stop(PROJECT)
+
+
+async def test_a_stop_during_a_long_poll_takes_less_than_a_second(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it:
+        member = it.start_node("a", 1.0, b"")
+        await member.reaches(ClientState.READY)
+        started = time.monotonic()
+        await member.stop()
+        assert time.monotonic() - started < 1.0
+        assert await member.reaches(ClientState.OFFLINE, within=1.0) == "Stopped."
+        assert list(tmp_path.glob("flower-app-*")) == []
+
+
+async def test_a_hub_that_goes_away_is_waited_for(tmp_path: Path) -> None:
+    """The node says so, and takes part again when the Hub is back."""
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        await member.reaches(ClientState.READY)
+        await it.go_away()
+        await member.says("The Hub does not answer; trying again.")
+        it.come_back()
+        await it.start_run(app, [member], rounds=1)
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED

@@ -1,0 +1,169 @@
+"""Who may do what: the whole table, and that strangers learn nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from federator.contract import ClientState, MemberState, Scope
+
+from hub_service.domain import policy
+from hub_service.domain.errors import Forbidden, NotFound
+from hub_service.domain.policy import Action, Role
+from hub_service.domain.projects import Member, Participation, Principal, Project
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+PROJECT = Project("p1", "Lungs", "", "anna", NOW)
+
+
+def principal(name: str, *groups: str, scopes: tuple[Scope, ...] = (Scope.USE,)) -> Principal:
+    return Principal(name, frozenset(groups), frozenset(scopes))
+
+
+def membership(user: str, state: MemberState = MemberState.JOINED, project_id: str = "p1") -> Member:
+    return Member(project_id, user, state, "anna", NOW)
+
+
+OWNER_ONLY = {Action.INVITE, Action.REMOVE, Action.ADD_APP, Action.START, Action.STOP}
+EVERY_MEMBER = {Action.SEE, Action.SEE_RUNS, Action.DOWNLOAD, Action.JOIN, Action.LEAVE}
+INVITED = {Action.SEE, Action.JOIN, Action.DECLINE}
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(
+    ("member", "allowed"),
+    [
+        (membership("anna"), EVERY_MEMBER | OWNER_ONLY),
+        (membership("bert"), EVERY_MEMBER),
+        (membership("bert", MemberState.INVITED), INVITED),
+    ],
+    ids=["owner", "member", "invited"],
+)
+def test_each_role_may_do_its_part_and_nothing_else(member: Member, allowed: set[Action], action: Action) -> None:
+    who = principal(member.user)
+    if action in allowed:
+        assert policy.require(who, action, PROJECT, member) is policy.role_in(PROJECT, member)
+    else:
+        with pytest.raises(Forbidden):
+            policy.require(who, action, PROJECT, member)
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(
+    "member",
+    [
+        None,
+        membership("bert", MemberState.LEFT),
+        membership("bert", MemberState.REMOVED),
+        membership("bert", MemberState.DECLINED),
+        membership("anna"),  # somebody else's
+        membership("bert", project_id="p2"),  # another project's
+    ],
+)
+def test_a_stranger_gets_the_same_answer_as_for_no_project(member: Member | None, action: Action) -> None:
+    who = principal("bert")
+    with pytest.raises(NotFound) as refused:
+        policy.require(who, action, PROJECT, member)
+    with pytest.raises(NotFound) as missing:
+        policy.require(who, action, None, None)
+    assert (refused.value.message, refused.value.next_step) == (missing.value.message, missing.value.next_step)
+
+
+def test_administering_the_hub_opens_no_project() -> None:
+    admin = principal("admin", scopes=(Scope.USE, Scope.ADMINISTER))
+    with pytest.raises(NotFound):
+        policy.require(admin, Action.SEE, PROJECT, None)
+
+
+def test_without_the_scope_the_owner_may_do_nothing() -> None:
+    with pytest.raises(Forbidden, match="login"):
+        policy.require(principal("anna", scopes=(Scope.ACCESS,)), Action.SEE, PROJECT, membership("anna"))
+
+
+def test_every_scope_has_a_next_step() -> None:
+    for scope in Scope:
+        with pytest.raises(Forbidden) as refused:
+            policy.require_scope(principal("anna", scopes=()), scope)
+        assert refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("state", "offered", "not_offered"),
+    [
+        ({"takes_part": False, "has_app": False, "run_in_flight": False}, {Action.JOIN}, {Action.LEAVE, Action.START}),
+        ({"takes_part": True, "has_app": True, "run_in_flight": False}, {Action.LEAVE, Action.START}, {Action.JOIN}),
+        ({"takes_part": True, "has_app": True, "run_in_flight": True}, {Action.STOP}, {Action.START}),
+        ({"takes_part": True, "has_app": False, "run_in_flight": False}, {Action.ADD_APP}, {Action.START, Action.STOP}),
+    ],
+)
+def test_only_what_is_possible_now_is_offered(
+    state: dict[str, bool], offered: set[Action], not_offered: set[Action]
+) -> None:
+    actions = set(policy.allowed_actions(Role.OWNER, **state))
+    assert offered <= actions
+    assert actions.isdisjoint(not_offered)
+
+
+def test_a_member_is_offered_nothing_of_the_owners() -> None:
+    actions = policy.allowed_actions(Role.MEMBER, takes_part=False, has_app=True, run_in_flight=True)
+    assert OWNER_ONLY.isdisjoint(actions)
+    assert Action.LEAVE in actions
+
+
+def test_a_steward_decides_for_their_site_from_a_browser_only() -> None:
+    browser = principal("sam", "steward-a", scopes=(Scope.USE, Scope.APPROVE))
+    server = principal("sam", "steward-a")
+    assert policy.sites_decided_by(browser) == {"a"}
+    assert policy.sites_decided_by(server) == frozenset()
+    policy.require_steward(browser, "a")
+    with pytest.raises(Forbidden, match="login"):
+        policy.require_steward(server, "a")
+    with pytest.raises(NotFound):
+        policy.require_steward(browser, "b")
+    with pytest.raises(NotFound):
+        policy.require_steward(principal("anna", "site-a", scopes=(Scope.USE, Scope.APPROVE)), "a")
+
+
+def test_an_app_is_read_by_members_and_by_the_stewards_who_are_asked() -> None:
+    steward = principal("sam", "steward-a", scopes=(Scope.USE, Scope.APPROVE))
+    assert policy.may_review(principal("anna"), Role.MEMBER, ())
+    assert policy.may_review(steward, None, {"a", "b"})
+    assert not policy.may_review(steward, None, {"b"})
+    assert not policy.may_review(principal("bert"), None, {"a"})
+    assert not policy.may_review(principal("anna", scopes=()), Role.MEMBER, ())
+
+
+def participation(**changes: object) -> Participation:
+    values: dict[str, object] = {
+        "id": "t1",
+        "project_id": "p1",
+        "user": "anna",
+        "site": "a",
+        "dataset": "scans",
+        "kernel_id": "k",
+        "active": True,
+        "public_key": None,
+        "node_id": None,
+        "client": ClientState.READY,
+        "client_detail": "",
+        "joined_at": NOW,
+    }
+    return Participation(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "not_own", [None, participation(user="bert"), participation(active=False), participation(site="b")]
+)
+def test_a_server_runs_its_own_active_participation_at_its_own_site_only(not_own: Participation | None) -> None:
+    anna = principal("anna", "site-a")
+    own = participation()
+    assert policy.require_own_participation(anna, own) is own
+    with pytest.raises(NotFound):
+        policy.require_own_participation(anna, not_own)
+
+
+def test_only_the_owner_sees_who_is_gone() -> None:
+    gone = {MemberState.DECLINED, MemberState.LEFT, MemberState.REMOVED}
+    assert gone <= policy.visible_states(Role.OWNER)
+    assert gone.isdisjoint(policy.visible_states(Role.MEMBER))
+    assert gone.isdisjoint(policy.visible_states(Role.INVITED))

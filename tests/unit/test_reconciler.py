@@ -1,0 +1,417 @@
+"""Runs are driven to their end, whatever happens on the way. The test plays the ServerApp and the owner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from federator.contract import ApprovalState, ClientState, RunStatus
+from hub_service.audit import Decision
+from hub_service.changes import project_topic
+from hub_service.domain.runs import EventKind, Run, RunEvent
+from hub_service.reconciler import Reconciler
+from tests.fakes.aggregators import (
+    FakeAggregators,
+    FakeSuperLink,
+    ForgetfulSuperLink,
+    NeverStarts,
+    RefusingSuperLink,
+    SlowToStart,
+    reply,
+    sent,
+)
+from tests.fakes.federation import ANNA, BERT, Federation
+
+PATIENCE_S = 10.0  # a test that waits this long has failed
+FINISHED = RunEvent(EventKind.FINISHED, 9.0)
+FEDERATED = RunEvent(EventKind.PHASE, 1.0, "federated")
+
+
+class Stage:
+    """A federation with a reconciler at work."""
+
+    def __init__(self, folder: Path, backend: FakeAggregators | None = None, superlink: FakeSuperLink | None = None):
+        self.federation = Federation(folder)
+        self.backend = backend or FakeAggregators(folder / "projects")
+        self.superlink = superlink or FakeSuperLink()
+        self.reconciler = self.new_reconciler()
+        self._task: asyncio.Task[None] | None = None
+
+    def new_reconciler(self) -> Reconciler:
+        return Reconciler(
+            store=self.federation.store,
+            artifacts=self.federation.artifacts,
+            backend=self.backend,
+            superlink=self.superlink,
+            changes=self.federation.changes,
+            clock=self.federation.clock,
+            poll_s=0.002,
+            nodes_wait_s=30.0,
+        )
+
+    async def __aenter__(self) -> Stage:
+        self._task = asyncio.create_task(self.reconciler.run())
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.kill()
+        await self.reconciler.close()
+
+    async def kill(self) -> None:
+        """End the reconciler's loop as a crash of the service would."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def started(self, compare: bool = False, rounds: int = 3) -> tuple[str, str]:
+        """A run whose ServerApp is up: project id and run id."""
+        self.project_id, self.first, self.second = await self.federation.ready_project()
+        run_id = self.federation.coordinator.start_run(ANNA, self.project_id, rounds, compare).id
+        await self.until(lambda: self.run(run_id).status is RunStatus.WAITING, self.project_id)
+        return self.project_id, run_id
+
+    def run(self, run_id: str) -> Run:
+        run = self.federation.store.run(run_id)
+        assert run is not None
+        return run
+
+    def node(self, participation_id: str) -> int:
+        node_id = self.federation.participation(participation_id).node_id
+        assert node_id is not None
+        return node_id
+
+    async def until(self, holds: Callable[[], bool], project_id: str) -> None:
+        """Wait, from change to change, until it holds."""
+        topic = project_topic(project_id)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                seen = self.federation.changes.revision(topic)
+                if holds():
+                    return
+                await self.federation.changes.wait(topic, seen, PATIENCE_S)
+
+    async def ended(self, project_id: str, run_id: str) -> Run:
+        await self.until(lambda: self.run(run_id).status.is_final, project_id)
+        return self.run(run_id)
+
+    async def looks(self) -> None:
+        """Let the driver look at the run a few times."""
+        for _ in range(5):
+            await asyncio.sleep(0.004)
+
+
+@asynccontextmanager
+async def stage(folder: Path, **parts: object) -> AsyncIterator[Stage]:
+    async with Stage(folder, **parts) as made:  # type: ignore[arg-type]
+        yield made
+
+
+async def test_a_run_goes_from_start_to_model(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started(compare=True)
+        a, b = at.node(at.first), at.node(at.second)
+        spec = at.backend.specs[run_id]
+        assert spec.node_ids == (a, b)
+        assert (spec.rounds, spec.compare, spec.wait_s) == (3, True, 30.0)
+        assert at.superlink.runs == [(b"app 1", {"num-server-rounds": 3})]
+
+        at.backend.report(project_id, run_id, RunEvent(EventKind.WAITING, 1.0, text=f"{a},{b}"))
+        await at.until(lambda: at.run(run_id).phase == "waiting for a, b", project_id)
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), reply(a, 1, loss=1.0, examples=30))
+        await at.until(lambda: at.run(run_id).phase == "round 1 of 3", project_id)
+        assert at.run(run_id).status is RunStatus.RUNNING
+        at.backend.report(project_id, run_id, sent(b, 1), reply(b, 1, loss=2.0, examples=10))
+        at.backend.write_model(project_id, run_id, b"weights")
+        at.backend.report(project_id, run_id, RunEvent(EventKind.MODEL, 2.0, "federated", 3, size=7, text="f" * 64))
+        at.backend.report(project_id, run_id, RunEvent(EventKind.PHASE, 3.0, "alone", node_id=b))
+        await at.until(lambda: at.run(run_id).phase == "b alone", project_id)
+        at.backend.report(project_id, run_id, RunEvent(EventKind.PHASE, 3.0, "compare"))
+        await at.until(lambda: at.run(run_id).phase == "comparing the models", project_id)
+        scores = [
+            RunEvent(EventKind.SCORE, 4.0, model=model, node_id=node, metrics={"accuracy": value}, examples=examples)
+            for model, node, value, examples in (
+                ("federated", a, 0.9, 10),
+                ("federated", b, 0.8, 30),
+                (str(a), a, 0.7, 10),
+                (str(a), b, 0.5, 30),
+            )
+        ]
+        at.backend.report(project_id, run_id, *scores, FINISHED)
+        run = await at.ended(project_id, run_id)
+
+        assert (run.status, run.message, run.phase) == (RunStatus.FINISHED, "", "")
+        assert run.finished_at == at.federation.clock.now
+        assert (run.model_size, run.model_round) == (7, 3)
+        assert at.federation.coordinator.model_path(BERT, run_id).read_bytes() == b"weights"
+        assert at.backend.stopped == [project_id]
+        assert at.federation.store.audit_lines()[-2].action == Decision.RUN_ENDED
+        detail = at.federation.coordinator.run(BERT, run_id)
+        assert detail.rounds[0].train == {"loss": 1.25}
+        table = {(one.model, one.on_site): one.metrics["accuracy"] for one in detail.scores}
+        assert table == {
+            ("federated", "a"): 0.9,
+            ("federated", "b"): 0.8,
+            ("federated", ""): pytest.approx(0.825),
+            ("a", "a"): 0.7,
+            ("a", "b"): 0.5,
+            ("a", ""): pytest.approx(0.55),
+        }
+
+
+async def test_an_app_without_the_key_is_given_no_rounds(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, _, _ = await at.federation.ready_project()
+        (version,) = at.federation.store.app_versions(project_id)
+        at.federation.store.put_app_version(replace(version, config_keys=("lr",)))
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+        assert at.superlink.runs == [(b"app 1", {})]
+
+
+async def test_two_projects_run_side_by_side(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        first_project, first_run = await at.started()
+        second_project, second_run = await at.started()
+        at.backend.crash(first_project, first_run, "")
+        assert (await at.ended(first_project, first_run)).status is RunStatus.FAILED
+        at.backend.report(second_project, second_run, FEDERATED, FINISHED)
+        assert (await at.ended(second_project, second_run)).status is RunStatus.FINISHED
+
+
+async def test_a_failed_serverapp_says_why_with_site_names(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        text = f"not all sites connected within 30 s; missing: {at.node(at.second)}"
+        at.backend.report(project_id, run_id, RunEvent(EventKind.FAILED, 3.0, text=text))
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert run.message == "not all sites connected within 30 s; missing: b"
+
+
+async def test_a_crashed_serverapp_is_told_by_its_last_words(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 1))
+        at.backend.crash(project_id, run_id, "Traceback...\n\x1b[31mMemoryError: too large\x1b[0m\n\n")
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert "The aggregator ended before the run did." in run.message
+        assert "MemoryError: too large" in run.message
+        assert "\x1b" not in run.message
+        assert "Start the run again" in run.message
+        assert run.round == 1
+        assert at.federation.store.event_count(run_id) == 2
+
+
+@pytest.mark.parametrize("log", ["", "\n\n"])
+async def test_a_serverapp_that_ends_in_silence(tmp_path: Path, log: str) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.crash(project_id, run_id, log)
+        assert "last words" not in (await at.ended(project_id, run_id)).message
+
+
+async def test_what_was_written_just_before_the_exit_counts(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+        at.backend.exits[run_id] = 0
+        assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+
+
+async def test_an_aggregator_that_does_not_start_fails_the_run(tmp_path: Path) -> None:
+    async with stage(tmp_path, backend=NeverStarts(tmp_path / "projects")) as at:
+        project_id, _, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert run.message == "The project's aggregator did not start. Ask the Hub's administrators."
+
+
+async def test_a_missing_app_fails_the_run(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, _, _ = await at.federation.ready_project()
+        (tmp_path / "artifacts" / "fabs" / at.federation.newest_hash(project_id)).unlink()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert "app is not on the service's disk" in run.message
+
+
+async def test_keys_that_flower_does_not_take_fail_those_clients(tmp_path: Path) -> None:
+    async with stage(tmp_path, superlink=RefusingSuperLink()) as at:
+        project_id, first, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        run = await at.ended(project_id, run_id)
+        assert "No site's client could be connected" in run.message
+        assert at.federation.participation(first).client is ClientState.FAILED
+        assert "Restart the Flower client kernel" in at.federation.participation(first).client_detail
+
+
+async def test_the_owner_stops_a_run_in_flight(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.write_model(project_id, run_id, b"weights of round 1")
+        at.backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 2))
+        await at.until(lambda: at.run(run_id).round == 2, project_id)
+        at.federation.coordinator.stop_run(ANNA, run_id)
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.message) == (RunStatus.STOPPED, "Stopped in round 2.")
+        assert at.backend.stopped == [project_id]
+        assert run.model_sha256
+
+
+async def test_the_owner_stops_a_run_that_has_not_begun(tmp_path: Path) -> None:
+    backend = SlowToStart(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, _, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        async with asyncio.timeout(PATIENCE_S):
+            await backend.asked.wait()
+        at.federation.coordinator.stop_run(ANNA, run_id)
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.message) == (RunStatus.STOPPED, "Stopped before the first round.")
+        assert backend.specs == {}
+
+
+async def test_leaving_in_the_middle_of_a_run_takes_the_node_out(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        node_id = at.node(at.second)
+        at.federation.coordinator.leave(BERT, project_id)
+        await at.until(lambda: at.superlink.unregistered == [node_id], project_id)
+        assert at.federation.participation(at.second).public_key is None
+        at.backend.report(project_id, run_id, FEDERATED, reply(node_id, 1, text="the node is gone"), FINISHED)
+        assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+        (site,) = at.federation.coordinator.run(ANNA, run_id).rounds[0].sites
+        assert (site.site, site.error) == ("b", "the node is gone")
+
+
+async def test_a_withdrawn_approval_takes_the_node_out_and_a_new_one_lets_a_new_key_in(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        old = at.node(at.second)
+        at.federation.decide(project_id, "b", ApprovalState.REVOKED)
+        await at.until(lambda: at.superlink.unregistered == [old], project_id)
+        at.federation.decide(project_id, "b")
+        key = at.federation.connect(BERT, at.second)
+        await at.until(lambda: at.federation.participation(at.second).node_id is not None, project_id)
+        assert at.superlink.nodes[key] == at.node(at.second) != old
+        assert at.run(run_id).nodes[str(at.node(at.second))] == "b"
+
+
+async def test_a_replaced_key_is_unregistered_and_the_new_one_kept(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, _ = await at.started()
+        old = at.node(at.first)
+        key = at.federation.connect(ANNA, at.first)
+        await at.until(lambda: at.federation.participation(at.first).node_id is not None, project_id)
+        assert at.superlink.unregistered == [old]
+        assert at.federation.participation(at.first).public_key == key
+
+
+async def test_a_busy_superlink_is_asked_again(tmp_path: Path) -> None:
+    async with stage(tmp_path, superlink=ForgetfulSuperLink()) as at:
+        project_id, _ = await at.started()
+        node_id = at.node(at.second)
+        at.federation.coordinator.leave(BERT, project_id)
+        await at.until(lambda: at.superlink.unregistered == [node_id], project_id)
+
+
+async def test_metrics_that_are_no_numbers_are_named_and_left_out(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        folder = at.backend.run_folder(project_id, run_id)
+        line = (
+            '{"kind": "reply", "at": 1.0, "phase": "federated", "round": 1, "message_type": "evaluate", "node_id": %d,'
+            ' "metrics": {"loss": NaN, "accuracy": 0.5, "auc": Infinity}, "examples": 4}\n' % at.node(at.first)
+        )
+        (folder / "events.jsonl").write_text(line)
+        at.backend.report(project_id, run_id, FINISHED)
+        await at.ended(project_id, run_id)
+        (federated,) = at.federation.coordinator.run(ANNA, run_id).rounds
+        assert federated.evaluate == {"accuracy": 0.5}
+        assert federated.sites[0].error == "auc, loss are not finite numbers"
+
+
+async def test_an_unreadable_event_fails_that_run_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        (at.backend.run_folder(project_id, run_id) / "events.jsonl").write_text("{}\n")
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert "The service made a mistake" in run.message
+        assert "was lost" in caplog.text
+        next_project, next_run = await at.started()
+        at.backend.report(next_project, next_run, FINISHED)
+        assert (await at.ended(next_project, next_run)).status is RunStatus.FINISHED
+
+
+async def test_a_model_that_cannot_be_kept_is_told_and_the_run_ends(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.write_model(project_id, run_id, b"weights")
+        (tmp_path / "artifacts" / "models").rmdir()
+        at.backend.report(project_id, run_id, FINISHED)
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FINISHED
+        assert "The model could not be kept: The service cannot write to its disk." in run.message
+        assert not run.model_sha256
+
+
+class TestRestart:
+    async def test_the_end_of_the_service_ends_its_runs_with_a_word(self, tmp_path: Path) -> None:
+        at = Stage(tmp_path)
+        async with at:
+            project_id, run_id = await at.started()
+        assert at.run(run_id).status is RunStatus.FAILED
+        assert at.run(run_id).message == "The service was restarted during the run. Start the run again."
+        assert await at.backend.running() == []
+        assert at.backend.stopped == [project_id]
+
+    async def test_a_run_whose_aggregator_lives_is_gone_on_with(self, tmp_path: Path) -> None:
+        async with Stage(tmp_path) as at:
+            project_id, run_id = await at.started()
+            at.backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 1))
+            await at.until(lambda: at.run(run_id).round == 1, project_id)
+            await at.kill()
+            for driver in at.reconciler._drivers.values():
+                driver.cancel()
+            await at.looks()
+            at.backend.report(project_id, run_id, reply(at.node(at.first), 1, loss=1.0))
+            node_id = at.node(at.second)
+            at.federation.coordinator.leave(BERT, project_id)
+
+            at.reconciler = at.new_reconciler()
+            async with at:
+                await at.until(lambda: at.superlink.unregistered == [node_id], project_id)
+                at.backend.report(project_id, run_id, FINISHED)
+                assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+            kinds = [event.kind for event in at.federation.store.events(run_id)]
+            assert kinds == [EventKind.PHASE, EventKind.SENT, EventKind.REPLY, EventKind.FINISHED]
+
+    async def test_a_run_whose_aggregator_died_fails_and_idle_aggregators_are_stopped(self, tmp_path: Path) -> None:
+        at = Stage(tmp_path)
+        project_id, _, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        at.federation.store.put_run(replace(at.run(run_id), status=RunStatus.RUNNING))
+        await at.backend.start("idle")
+        async with at:
+            run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert "restarted" in run.message
+        assert "idle" in at.backend.stopped
+
+    async def test_a_run_that_was_only_asked_for_is_started(self, tmp_path: Path) -> None:
+        at = Stage(tmp_path)
+        project_id, _, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        async with at:
+            await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+            at.backend.report(project_id, run_id, FINISHED)
+            assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED

@@ -1,0 +1,207 @@
+"""Nothing that can be sent makes a 500, and every refusal says what and what next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from federator.contract import Route
+
+from hub_service.web.schema import MAX_BODY, MAX_UPLOAD
+from tests.fakes.web_world import CELL, World, notebook, path, plain
+
+BODIES: list[tuple[Route, str, bytes | str | dict[str, Any], str]] = [
+    (Route.PROJECTS, "POST", b"", "body"),
+    (Route.PROJECTS, "POST", b"[", "body"),
+    (Route.PROJECTS, "POST", b"\xff\xfe", "body"),
+    (Route.PROJECTS, "POST", b"[]", "body"),
+    (Route.PROJECTS, "POST", b'{"name": "\\ud800"}', "body"),
+    (Route.PROJECTS, "POST", b"[" * 100_000, "body"),
+    (Route.PROJECTS, "POST", {}, "name"),
+    (Route.PROJECTS, "POST", {"name": 5}, "name"),
+    (Route.PROJECTS, "POST", {"name": "x", "colour": "red"}, "colour"),
+    (Route.PROJECTS, "POST", {"name": ""}, "name"),
+    (Route.PROJECTS, "POST", {"name": "x" * 81}, "name"),
+    (Route.PROJECTS, "POST", {"name": "a\x00b"}, "name"),
+    (Route.PROJECTS, "POST", {"name": "two\nlines"}, "name"),
+    (Route.PROJECTS, "POST", {"name": "x", "description": "y" * 5000}, "description"),
+    (Route.RUNS, "POST", {"rounds": "5"}, "rounds"),
+    (Route.RUNS, "POST", {"rounds": 2.5}, "rounds"),
+    (Route.RUNS, "POST", {"rounds": True}, "rounds"),
+    (Route.RUNS, "POST", b'{"rounds": NaN}', "rounds"),
+    (Route.RUNS, "POST", b'{"rounds": 1e400}', "rounds"),
+    (Route.RUNS, "POST", {"rounds": 0}, "rounds"),
+    (Route.RUNS, "POST", {"rounds": 10**30}, "rounds"),
+    (Route.RUNS, "POST", {"rounds": 5, "compare": "yes"}, "compare"),
+    (Route.INVITATIONS, "POST", {"user": "nobody-here"}, "nobody-here"),
+    (Route.INVITATIONS, "POST", {"user": ""}, "user"),
+    (Route.INVITATIONS, "POST", {"user": "../../admin?x=1#"}, "user"),
+    (Route.INVITATIONS, "POST", {"user": "ada"}, "yourself"),
+    (Route.INVITATIONS, "POST", {"user": "nowhere"}, "site"),
+    (Route.PARTICIPATION, "POST", {"dataset": "not-ours"}, "not-ours"),
+    (Route.APPROVALS, "POST", {"project_id": "p"}, "fab_hash"),
+    (Route.NODE, "PUT", {"public_key": "no key"}, "key"),
+    (Route.NODE, "PUT", {"public_key": "schlüssel"}, "key"),
+    (Route.NODE, "PUT", {"public_key": "k" * 5000}, "key"),
+    (Route.CLIENT, "PUT", {"state": "dancing"}, "state"),
+    (Route.CLIENT, "PUT", {"state": "ready", "detail": "x" * 3000}, "detail"),
+]
+
+
+async def ids_of(world: World) -> dict[str, str]:
+    project_id = world.project()
+    fab_hash = world.add_app(project_id)
+    world.coordinator.join(world.principal("ada"), project_id, "slides")
+    participation_id = world.participation(project_id, "ada")
+    return {"project_id": project_id, "fab_hash": fab_hash, "participation_id": participation_id, "run_id": "r"}
+
+
+async def test_bad_bodies_are_refused_by_name(world: World) -> None:
+    ids = await ids_of(world)
+    ids_without_part = ids | {"project_id": world.project(name="Second")}
+    async with world.api("ada") as api:
+        for route, method, body, named in BODIES:
+            content = json.dumps(body).encode() if isinstance(body, dict) else body
+            places = ids_without_part if route is Route.PARTICIPATION else ids
+            answer = await api.request(method, path(route, **places), content=content)
+            problem = plain(answer)
+            assert answer.status_code == 400, (route, body, problem)
+            assert named in problem["message"], (route, body, problem)
+            assert problem["next_step"], (route, body)
+
+
+@pytest.mark.parametrize(
+    ("state", "expires_at", "status"),
+    [
+        ("approved", "2027-01-01", 400),
+        ("approved", "2027-01-01T00:00:00", 400),
+        ("approved", "soon", 400),
+        ("approved", "2020-01-01T00:00:00Z", 400),
+        ("waiting", None, 400),
+        ("expired", None, 400),
+        ("revoked", None, 409),
+        ("approved", "2027-01-01T00:00:00+01:00", 200),
+    ],
+)
+async def test_decisions(world: World, state: str, expires_at: str | None, status: int) -> None:
+    ids = await ids_of(world)
+    decision = {"project_id": ids["project_id"], "fab_hash": ids["fab_hash"], "site": "north", "dataset": "slides"}
+    async with world.api("norma") as api:
+        answer = await api.post(Route.APPROVALS, json={**decision, "state": state, "expires_at": expires_at})
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize("wait", ["soon", "-1", "31", "nan", "inf", "1e400"])
+async def test_a_wait_that_is_none(world: World, wait: str) -> None:
+    async with world.api("ada") as api:
+        answer = await api.get(Route.ASSIGNMENTS, params={"version": "0", "wait": wait})
+    assert answer.status_code == 400
+    assert "wait" in plain(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "api/projects/%ff",
+        "api/projects/%00",
+        "api/projects/..%2f..",
+        "api/runs/%F0%9F%A6%86/model",
+        "projects/%ff",
+        "approvals/%ff/x/y/z",
+        "static/..%2f..%2fbase.py",
+        "static/%00",
+        "%ff",
+    ],
+)
+async def test_strange_addresses(world: World, address: str) -> None:
+    async with world.browser("ada") as browser:
+        await browser.get("")
+        answer = await browser.get(address)
+    assert answer.status_code in (400, 404)
+
+
+async def test_a_method_that_a_route_does_not_take(world: World) -> None:
+    async with world.api("ada") as api:
+        answer = await api.delete(Route.HOME)
+    assert answer.status_code == 405
+    assert plain(answer)["code"] == "method-not-allowed"
+
+
+async def test_markup_in_names_is_text(world: World) -> None:
+    name = "<script>alert(1)</script>"
+    project_id = world.project(name=name)
+    world.add_app(project_id, source=CELL + f"\n# {name}\n")
+    world.coordinator.join(world.principal("ada"), project_id, "slides")
+    fab_hash = world.store.app_versions(project_id)[0].fab_hash
+    for user, page in (
+        ("ada", ""),
+        ("ada", f"projects/{project_id}"),
+        ("ada", f"projects/{project_id}/apps/{fab_hash}"),
+        ("ada", "panel"),
+        ("norma", "approvals"),
+        ("norma", f"approvals/{project_id}/{fab_hash}/north/slides"),
+    ):
+        async with world.browser(user) as browser:
+            text = (await browser.get(page)).text
+        assert name not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text, page
+
+
+async def test_a_large_body_is_refused(world: World) -> None:
+    async with world.api("ada") as api:
+        answer = await api.post(Route.PROJECTS, json={"name": "x" * (MAX_BODY + 1)})
+    assert answer.status_code == 413
+    assert "1 MB" in plain(answer)["message"]
+
+
+@pytest.mark.parametrize("name", ["ada", "ben", None])
+async def test_a_notebook_of_50_mb_is_refused_in_words(world: World, name: str | None) -> None:
+    """Even its sender's status is told, not a broken connection."""
+    project_id = world.project()
+    async with world.api(name) as api:
+        address = path(Route.APPS, project_id=project_id)
+        answer = await api.post(address, params={"filename": "big.ipynb"}, content=b" " * (50 << 20))
+    assert answer.status_code == (413 if name else 401)
+    if name:
+        assert f"{MAX_UPLOAD >> 20} MB" in plain(answer)["message"]
+
+
+async def test_an_upload_is_not_kept_beyond_the_limit(world: World) -> None:
+    """A sender of endless bytes is cut off."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(world.url).port)
+    writer.write(
+        f"POST {httpx.URL(world.url).path}api/projects/p/apps HTTP/1.1\r\nHost: hub\r\n"
+        f"Content-Length: {1 << 40}\r\n\r\n".encode()
+    )
+    status = await reader.readline()
+    writer.close()
+    assert b" 400 " in status
+
+
+@pytest.mark.parametrize(
+    ("filename", "content", "named"),
+    [
+        ("a.ipynb", b"not json", "notebook"),
+        ("a.ipynb", b"", "notebook"),
+        ("a.zip", b"PK no zip", "zip"),
+        ("a.txt", b"text", "notebook"),
+        ("a.ipynb", notebook("def train(:"), "2"),
+        ("a.ipynb", notebook("x = 1"), "build_model"),
+    ],
+)
+async def test_what_is_no_app_is_refused(world: World, filename: str, content: bytes, named: str) -> None:
+    project_id = world.project()
+    async with world.api("ada") as api:
+        answer = await api.post(path(Route.APPS, project_id=project_id), params={"filename": filename}, content=content)
+    assert answer.status_code == 400
+    assert named in plain(answer)["message"]
+
+
+async def test_an_upload_needs_a_file_name(world: World) -> None:
+    async with world.api("ada") as api:
+        answer = await api.post(path(Route.APPS, project_id=world.project()), content=notebook())
+    assert answer.status_code == 400
+    assert "filename" in plain(answer)["next_step"]
