@@ -7,18 +7,17 @@ import os
 import sys
 
 from hub_service import app
-from hub_service.domain.errors import Invalid
+from hub_service.domain.errors import FederationError
 from hub_service.settings import Settings
 
 
 def main() -> int:
     app.set_up_logging()
     try:
-        settings = Settings.from_environment(os.environ)
-    except Invalid as error:
-        sys.stderr.write(f"{error.message} {error.next_step}\n")
-        return 2
-    asyncio.run(app.serve(settings))
+        asyncio.run(app.serve(Settings.from_environment(os.environ)))
+    except FederationError as error:
+        sys.stderr.write(f"The federation service cannot start. {error.message} {error.next_step} {error.debug}\n")
+        return 1
     return 0
 
 

@@ -79,7 +79,7 @@ class Service:
         """Answer `/health`, then open everything; return when all routes are served."""
         self._settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         application = self._listen()
-        self._open(application)
+        await self._open(application)
         self._ready.set()
         log.info("ready on %s:%d", self._settings.host, self.port)
 
@@ -108,10 +108,11 @@ class Service:
     def _health_routes(self) -> list[tuple[str, type[RequestHandler]]]:
         return [("/health", Health), (f"{self._settings.prefix}health", Health)]
 
-    def _open(self, application: Application) -> None:
+    async def _open(self, application: Application) -> None:
         settings = self._settings
         changes = Changes()
-        store = SqlStore(f"sqlite:///{settings.state_dir.absolute() / 'federation.db'}")
+        database = f"sqlite:///{settings.state_dir.absolute() / 'federation.db'}"
+        store = await asyncio.to_thread(SqlStore, database)  # may take long; `/health` is answered meanwhile
         self._opened.callback(store.close)
         artifacts = Artifacts(settings.state_dir / "artifacts")
         backend = LocalAggregators(settings.state_dir)

@@ -11,7 +11,7 @@ from federator.contract import RunStatus
 
 from hub_service.domain.runs import EventKind, Run, RunEvent
 
-_NODE_ID = re.compile(r"\d+")
+_NODE_ID = re.compile(r"\b(?:node )?(\d+)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def site_of(run: Run, node_id: int) -> str:
 
 def with_site_names(run: Run, text: str) -> str:
     """The text with sites in place of node ids, which say nothing to a person."""
-    return _NODE_ID.sub(lambda match: run.nodes.get(match.group(), match.group()), text)
+    return _NODE_ID.sub(lambda match: run.nodes.get(match[1], match[0]), text)
 
 
 def finite(event: RunEvent) -> RunEvent:

@@ -10,9 +10,9 @@ from oauthenticator.generic import GenericOAuthenticator
 from tornado.web import HTTPError
 from traitlets import Instance, Unicode, default
 
+from spawner.deployment import CLIENT_SECRET_VARIABLE
 from spawner.sso import ADMIN_GROUP, Refusal, Source, Sso, admit
 
-CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
 GROUPS_KEY = "federation_groups"
 """Where oauthenticator finds the groups of who logs in. The state is not stored: it lives for the login only."""
 
@@ -50,7 +50,7 @@ class SiteAuthenticator(GenericOAuthenticator):
 
     @default("client_secret")
     def _client_secret(self) -> str:
-        return os.environ.get(CLIENT_SECRET_VARIABLE, "")
+        return os.environ[CLIENT_SECRET_VARIABLE]
 
     @default("authorize_url")
     def _authorize_url(self) -> str:

@@ -19,6 +19,7 @@ from spawner.sso import Sso
 from spawner.tables import ExistingFile, Problem, RelativePath, Slug, Table, Text, dotted, problems_of
 
 CONFIG_VARIABLE = "NOTEBOOK_FEDERATOR_CONFIG"
+CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -111,6 +112,8 @@ def from_environment() -> Deployment:
     path = os.environ.get(CONFIG_VARIABLE, "")
     if not path:
         raise SystemExit(f"{CONFIG_VARIABLE} is not set; give it the path of the deployment file.")
+    if not os.environ.get(CLIENT_SECRET_VARIABLE):
+        raise SystemExit(f"{CLIENT_SECRET_VARIABLE} is not set; give it the secret that came with `sso.client_id`.")
     try:
         return load(Path(path))
     except DeploymentError as error:

@@ -74,7 +74,13 @@ class EmbeddedSiteSpawner(SimpleLocalProcessSpawner):
         """The server's whole environment; called by `start`."""
         placement = self._placement()
         datasets = {name: str(dataset.path) for name, dataset in placement.site.datasets.items()}
-        return {**super().get_env(), **environment(self.deployment.hub, placement.slug, datasets)}
+        # One machine for all sites: numerical libraries that each take every core stand in each other's way.
+        threads = max(1, (os.cpu_count() or 1) // len(self.deployment.sites))
+        return {
+            **super().get_env(),
+            **environment(self.deployment.hub, placement.slug, datasets),
+            "OMP_NUM_THREADS": str(threads),
+        }
 
     async def _port_opens(self, host: str, port: int) -> None:
         """Return once the server listens.

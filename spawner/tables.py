@@ -24,8 +24,6 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
-
 _TEXTS = {
     "missing": f"is missing; add it ({EXAMPLE} shows every key)",
     "extra_forbidden": f"is not a key of this table; correct its spelling or remove it ({EXAMPLE} shows every key)",

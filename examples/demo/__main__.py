@@ -95,14 +95,12 @@ def tell_outcome(display: Display, outcome: Outcome) -> None:
 
 def leave_up(display: Display, stack: Stack, outcome: Outcome) -> None:
     """Say where to look and as whom, and wait for Ctrl-C."""
-    lines = [f"  {person.username:<12} {person.description}" for person in everyone()]
-    display.headline(
-        "The Hub stays up",
-        f"Open    {stack.origin}\n"
-        f"Project {stack.origin}/services/federation/projects/{outcome.project_id}\n\n"
-        "Log in as one of them (no password, the identity provider asks for the name only):\n"
-        + "\n".join(lines)
-        + "\n\nCtrl-C ends everything.",
+    display.headline("The Hub stays up", "Open it in a browser, log in as anybody of the list. Ctrl-C ends everything.")
+    display.lines(
+        f"Hub      {stack.origin}",
+        f"Project  {stack.origin}/services/federation/projects/{outcome.project_id}",
+        "",
+        *(f"{person.username:<9}{person.description}" for person in everyone()),
     )
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

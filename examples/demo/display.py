@@ -31,6 +31,11 @@ class Display:
     def note(self, text: str) -> None:
         self.console.print(Padding(Text.from_markup(text, style="dim"), (0, 0, 0, 4)))
 
+    def lines(self, *lines: str) -> None:
+        """Text that must stay whole, such as addresses: the terminal may wrap it, we do not."""
+        for line in lines:
+            self.console.print(f"    {line}", soft_wrap=True)
+
     @contextmanager
     def step(self, text: str) -> Iterator[list[str]]:
         """Show a step with a spinner, then a tick and its time. What is appended to the list stands below it."""

@@ -35,6 +35,7 @@ from flwr.cli.install import install_from_fab
 from flwr.common.config import get_fused_config_from_dir, get_project_config
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import context_from_proto, fab_from_proto, run_from_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import NodeInfo
@@ -238,9 +239,7 @@ class ObservingGrid(HttpGrid):
             )
         except ObjectPullError as error:
             return _error_reply(
-                proto.metadata.src_node_id,
-                proto.metadata.reply_to_message_id,
-                run_id,
+                metadata_from_proto(proto.metadata),
                 ErrorCode.MESSAGE_UNAVAILABLE,
                 f"the site's answer did not arrive whole: {error}",
             )
@@ -328,24 +327,11 @@ def _metrics(content: RecordDict) -> dict[str, float]:
 
 
 def _refused(reply: Message, fault: str) -> Message:
-    metadata = reply.metadata
-    return _error_reply(
-        metadata.src_node_id, metadata.reply_to_message_id, metadata.run_id, ErrorCode.MOD_FAILED_PRECONDITION, fault
-    )
+    return _error_reply(reply.metadata, ErrorCode.MOD_FAILED_PRECONDITION, fault)
 
 
-def _error_reply(source: int, reply_to: str, run_id: int, code: int, reason: str) -> Message:
-    metadata = Metadata(
-        run_id=run_id,
-        message_id="",
-        src_node_id=source,
-        dst_node_id=TaskIdentity.node_id,
-        reply_to_message_id=reply_to,
-        group_id="",
-        created_at=time.time(),
-        ttl=0,
-        message_type="",
-    )
+def _error_reply(metadata: Metadata, code: int, reason: str) -> Message:
+    """An error in the place of the reply that has this metadata."""
     return make_message(metadata=metadata, error=Error(code, reason))
 
 

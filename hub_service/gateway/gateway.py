@@ -5,7 +5,7 @@ What the gateway adds to Flower's Fleet API:
     register-node, unregister-node      refused: keys are registered through the service
     activate-node                       waits until the project's aggregator runs, and brings the node online there
     pull-messages                       long poll; an empty answer means "nothing yet". A message is handed out again
-                                        until its receipt is confirmed, so that a lost connection loses no message
+                                        until it is confirmed or answered, so that a lost connection loses no message
     send-node-heartbeat                 answered here while no aggregator runs
     all others                          forwarded as they are
 
@@ -249,15 +249,16 @@ class Gateway:
         request = _parsed(PushMessagesRequest, body)
         if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
             raise Refusal(400, "A node answers in its own name only.")
-        return await self._ask(caller, self._running(caller), "push-messages", body)
+        answer = await self._ask(caller, self._running(caller), "push-messages", body)
+        for message in request.messages_list:
+            self._received(caller, message.metadata.reply_to_message_id)
+        return answer
 
     async def confirm(self, caller: Caller, body: bytes) -> bytes:
         """Forward the receipt of a message; it is not handed out again."""
         request = _parsed(ConfirmMessageReceivedRequest, body)
         answer = await self._ask(caller, self._running(caller), "confirm-message-received", body)
-        session = self._session(caller)
-        if session.handed is not None and session.handed.message_id == request.message_object_id:
-            session.handed = None
+        self._received(caller, request.message_object_id)
         return answer
 
     # --- operations that are forwarded
@@ -334,6 +335,11 @@ class Gateway:
                 return None
             session.endpoint, session.online_at = endpoint, time.monotonic()
             return endpoint
+
+    def _received(self, caller: Caller, message_id: str) -> None:
+        session = self._session(caller)
+        if session.handed is not None and session.handed.message_id == message_id:
+            session.handed = None
 
     async def _next_message(self, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes) -> bytes:
         async with session.lock:

@@ -64,6 +64,9 @@ class Answering(RequestHandler):
 
     def initialize(self, parts: Parts) -> None:
         self.parts = parts
+        # A client that follows the redirect after an upload may still name the upload's type, and send no form.
+        if self.request.method == "GET" and "Content-Type" in self.request.headers:
+            del self.request.headers["Content-Type"]
 
     def set_default_headers(self) -> None:
         self.set_header(API_HEADER, str(API_VERSION))

@@ -1,11 +1,11 @@
 """Aggregators without processes: the test plays the ServerApp by writing events.
 
-    FakeAggregators             keeps to `hub_service.aggregators.base`
-    ├── NeverStarts             its SuperLink does not come up
-    └── SlowToStart             its SuperLink comes up when the test says so
-    FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
-    ├── RefusingSuperLink       takes no key
-    └── ForgetfulSuperLink      answers only every second call
+FakeAggregators             keeps to `hub_service.aggregators.base`
+├── NeverStarts             its SuperLink does not come up
+└── SlowToStart             its SuperLink comes up when the test says so
+FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
+├── RefusingSuperLink       takes no key
+└── ForgetfulSuperLink      answers only every second call
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Hub's REST API as far as the service asks it, over real HTTP on a free port.
 
-    FakeHubApi      answers with the people and tokens it holds
-    SickHubApi      answers 500 to everything
-    RamblingHubApi  answers 200 with what is no description of a user
+FakeHubApi      answers with the people and tokens it holds
+SickHubApi      answers 500 to everything
+RamblingHubApi  answers 200 with what is no description of a user
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from federator.contract import (
     API_VERSION,
@@ -153,6 +153,10 @@ class FakeService:
                 replace(run, summary=replace(run.summary, status=RunStatus.FAILED, message=message)),
             )
             self.changed.notify_all()
+
+    def refuse(self, status: int, message: str) -> NoReturn:
+        """For an operation that a test puts in the place of ours."""
+        raise Refusal(status, message)
 
     def wait_for(self, holds: Callable[[FakeService], Any], timeout: float = 20.0) -> Any:
         """Wait until `holds(self)` is true; returns its value.

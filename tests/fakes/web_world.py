@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hub_service.coordinator import Coordinator
 from hub_service.domain.projects import Principal
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.hub_client import HubClient
-from hub_service.identity import OAuthCallback
+from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback
 from hub_service.store.memory import MemoryStore
 from hub_service.web.routes import make_routes
 from tests.fakes.hub import STEWARD, FakeHub, Person
@@ -78,7 +78,7 @@ class World:
     changes: Changes
     coordinator: Coordinator
     clock: list[datetime]
-    people: dict[str, Person] = field(default_factory=dict)
+    hub_auth: HubOAuth
 
     def person(self, name: str) -> Person:
         return self.hub.people[name]
@@ -239,7 +239,7 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
         oauth_client_id="service-federation",
         oauth_redirect_uri=f"{SERVICE_PREFIX}oauth_callback",
         access_scopes={str(Scope.ACCESS)},
-        cache_max_age=0,
+        cache_max_age=HUB_ANSWER_AGE_S,
     )
     application = Application(
         [(f"{SERVICE_PREFIX}oauth_callback", OAuthCallback), *make_routes(coordinator=coordinator, changes=changes)],
@@ -252,7 +252,7 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
     server = HTTPServer(application)
     server.add_sockets([sock])
     try:
-        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock)
+        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth)
     finally:
         server.stop()
         await server.close_all_connections()

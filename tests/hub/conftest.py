@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples.demo import deployment
-from spawner.authenticator import CLIENT_SECRET_VARIABLE
-from spawner.deployment import CONFIG_VARIABLE
+from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE
 from tests.fakes import echo_service
 from tests.fakes.in_process_hub import InProcessHub, start_hub, stop_hub
 from tests.hub.actors import HUB_SECRET, Browser, IdentityProvider

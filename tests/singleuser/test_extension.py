@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from federator.contract import Assignment, ClientState
+from federator.provisioner import offered_datasets
 
 from tests.fakes.notebook_server import NotebookServer, notebook_server, use_home
 from tests.fakes.service import DownService, FakeService, LockedService, NewerService
@@ -121,6 +122,45 @@ async def test_a_crash_is_reported_with_its_reason_and_the_kernel_comes_back(
     assert await server.kernels() == {KERNEL: SPEC}
 
 
+async def test_a_crashed_kernel_that_is_withdrawn_stays_away(service: FakeService, server: NotebookServer) -> None:
+    service.assign(ASSIGNMENT)
+    await reported(service, ClientState.STARTING)
+    os.kill(pid_of(server), signal.SIGTERM)
+    await reported(service, ClientState.FAILED)
+    assert "signal 15" in service.details("part1", ClientState.FAILED)[0]
+    service.withdraw("part1")
+    await server.until(lambda: no_kernels(server), timeout=5)
+
+
+async def test_a_tile_that_cannot_be_written_is_told(
+    service: FakeService, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "jupyter_data_dir" / "kernels").write_text("a file where the folder should be")
+    enter(service, monkeypatch)
+    async with notebook_server(home):
+        service.assign(ASSIGNMENT)
+        await reported(service, ClientState.FAILED)
+    assert "free some space" in service.details("part1", ClientState.FAILED)[0]
+
+
+async def test_no_answer_about_approvals_is_no_approval(
+    service: FakeService, server: NotebookServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "site_approvals", lambda _: service.refuse(503, "The database is away."))
+    service.assign(ASSIGNMENT)
+    await reported(service, ClientState.FAILED)
+    answer = await server.http.post("api/kernels", json={"name": SPEC})
+    assert (answer.status_code, answer.json()["message"]) == (503, "The database is away.")
+    monkeypatch.setattr(service, "site_approvals", lambda _: service.refuse(404, "There is no such participation."))
+    answer = await server.http.post("api/kernels", json={"name": SPEC})
+    assert (answer.status_code, answer.json()["message"]) == (403, "There is no such participation.")
+
+
+def test_datasets_that_cannot_be_read_are_none() -> None:
+    assert offered_datasets({"FEDERATOR_DATASETS": "not JSON"}) == {}
+    assert offered_datasets({"FEDERATOR_DATASETS": "[]"}) == {}
+
+
 async def test_the_last_line_of_a_crashed_kernel_is_the_reason(
     service: FakeService, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +211,9 @@ async def test_without_an_approval_nothing_starts_and_the_reason_is_told(
     answer = await server.http.post("api/kernels", json={"name": SPEC})
     assert answer.status_code == 403
     assert "steward" in answer.json()["message"]
+    session = {"name": "", "path": "Untitled.ipynb", "type": "notebook", "kernel": {"name": SPEC}}
+    by_session = await server.http.post("api/sessions", json=session)
+    assert by_session.json()["message"] == answer.json()["message"]
     assert await server.kernels() == {}
     service.approve("part1")
     await reported(service, ClientState.STARTING, after=seen)

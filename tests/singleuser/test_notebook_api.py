@@ -36,7 +36,8 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
             monkeypatch.setenv(name, value)
         notebook._service.cache_clear()
         yield fake
-        notebook._service().close()
+        if notebook._service.cache_info().currsize:
+            notebook._service().close()
         notebook._service.cache_clear()
 
 
@@ -144,8 +145,12 @@ async def test_a_run_is_followed_to_its_result(
     run = project.run(rounds=2)
     assert run.status is RunStatus.STARTING
     waiting = asyncio.create_task(asyncio.to_thread(run.wait))
-    for _ in range(2):
-        service.finish_round(run.id)
+    service.finish_round(run.id)
+    service.answer_all_with(503)
+    seen = service.requests
+    await asyncio.to_thread(service.wait_for, lambda s: s.requests > seen + 1)
+    service.answer_all_with(None)
+    service.finish_round(run.id)
     assert await waiting is run
     shown = capsys.readouterr().out
     assert "finished" in shown
@@ -168,6 +173,15 @@ async def test_a_run_is_followed_to_its_result(
     assert run.record() == {"fab_hash": "cd" * 32}
     assert "round 2 of 2" in run._repr_html_()
     assert [r.id for r in project.refresh().runs] == [run.id]
+
+
+def test_a_service_that_stays_away_is_not_waited_for_for_ever(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook, "PATIENCE", 0.0)
+    service.answer_all_with(503)
+    with pytest.raises(federator.ServiceError, match="does not answer"):
+        notebook.Run("r1").wait(progress=False)
 
 
 async def test_a_run_that_fails_or_is_stopped_says_why(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Who asks, over real HTTP: tokens, cookies, XSRF, scopes, strangers; and that nobody's right outlives the Hub's word."""
+"""Who asks, over real HTTP: tokens, cookies, XSRF, scopes, strangers; and that no right outlives the Hub's word."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from federator.contract import SERVICE_PREFIX, Scope
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
@@ -16,7 +17,6 @@ from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from federator.contract import SERVICE_PREFIX, Scope
 from hub_service.domain.errors import FederationError
 from hub_service.identity import (
     HUB_ANSWER_AGE_S,

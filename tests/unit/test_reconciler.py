@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from federator.contract import ApprovalState, ClientState, RunStatus
+
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
 from hub_service.domain.runs import EventKind, Run, RunEvent
@@ -327,11 +329,17 @@ async def test_metrics_that_are_no_numbers_are_named_and_left_out(tmp_path: Path
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
         folder = at.backend.run_folder(project_id, run_id)
-        line = (
-            '{"kind": "reply", "at": 1.0, "phase": "federated", "round": 1, "message_type": "evaluate", "node_id": %d,'
-            ' "metrics": {"loss": NaN, "accuracy": 0.5, "auc": Infinity}, "examples": 4}\n' % at.node(at.first)
-        )
-        (folder / "events.jsonl").write_text(line)
+        event = {
+            "kind": "reply",
+            "at": 1.0,
+            "phase": "federated",
+            "round": 1,
+            "message_type": "evaluate",
+            "node_id": at.node(at.first),
+            "metrics": {"loss": math.nan, "accuracy": 0.5, "auc": math.inf},
+            "examples": 4,
+        }
+        (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
         at.backend.report(project_id, run_id, FINISHED)
         await at.ended(project_id, run_id)
         (federated,) = at.federation.coordinator.run(ANNA, run_id).rounds

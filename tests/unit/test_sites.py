@@ -159,6 +159,7 @@ def test_a_missing_file_is_told_by_name(tmp_path: Path) -> None:
 
 
 def test_the_environment_names_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET", "s")
     monkeypatch.delenv("NOTEBOOK_FEDERATOR_CONFIG", raising=False)
     with pytest.raises(SystemExit, match="NOTEBOOK_FEDERATOR_CONFIG is not set"):
         from_environment()
@@ -167,6 +168,9 @@ def test_the_environment_names_the_file(folder: Path, monkeypatch: pytest.Monkey
         from_environment()
     loaded(folder, GOOD)
     assert from_environment().hub.admin_contact == "Robin"
+    monkeypatch.delenv("NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET")
+    with pytest.raises(SystemExit, match="NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET is not set"):
+        from_environment()
 
 
 def test_the_example_is_a_deployment(tmp_path: Path) -> None:

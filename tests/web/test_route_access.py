@@ -118,9 +118,10 @@ async def test_what_is_anothers_looks_as_if_it_were_not_there(
 @pytest.mark.parametrize("name", ["outsider", "visitor", "robot"])
 async def test_a_login_without_the_scope_gets_nothing(world: World, name: str) -> None:
     ids = dict.fromkeys(("project_id", "fab_hash", "run_id", "participation_id", "user"), "x")
-    for one in OPERATIONS:
-        status, _, problem = await ask(world, name, one.method, path(one.route, **ids), {"content": b"{}"})
-        assert (status, problem["code"]) == (403, "forbidden"), one
+    async with world.api(name) as api:
+        for one in OPERATIONS:
+            answer = await api.request(one.method, path(one.route, **ids), content=b"{}")
+            assert (answer.status_code, plain(answer)["code"]) == (403, "forbidden"), one
 
 
 PAGES = {

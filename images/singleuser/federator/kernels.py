@@ -14,13 +14,13 @@ from collections import defaultdict
 from typing import Any
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
+from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
-from tornado.web import HTTPError
-from traitlets import Instance
+from traitlets import Float, Instance
 
 from federator.contract import Assignment
 from federator.delay import Delay
-from federator.provisioner import refusal
+from federator.provisioner import StartRefused, refusal
 from federator.supervisor import CannotStart, Supervisor
 from federator.tiles import is_client_spec, spec_name
 
@@ -43,7 +43,7 @@ class FederatorKernelManager(AsyncMappingKernelManager):
         """Start a kernel for Jupyter's REST API; see the base class.
 
         Raises:
-            HTTPError: a client kernel was refused; the reason is for the person.
+            StartRefused: a client kernel must not start; the text is for the person.
         """
         assignment = self._assignment(kernel_id, kernel_name)
         if assignment is not None:
@@ -82,8 +82,10 @@ class FederatorKernelManager(AsyncMappingKernelManager):
         """
         try:
             await self._start_client(assignment)
-        except HTTPError as error:
-            raise CannotStart(error.get_message() or error.reason) from error
+        except StartRefused as error:
+            raise CannotStart(str(error)) from error
+        except NoSuchKernel as error:
+            raise CannotStart("The client's launcher tile could not be written: free some space.") from error
         except OSError as error:
             raise CannotStart(f"The client kernel could not be launched: {error}.") from error
 
@@ -113,7 +115,7 @@ class FederatorKernelManager(AsyncMappingKernelManager):
         """The assignment that a start is about; None for an ordinary kernel.
 
         Raises:
-            HTTPError: a client kernelspec without an assignment.
+            StartRefused: a client kernelspec without an assignment.
         """
         known = self.supervisor.by_kernel(kernel_id) if self.supervisor is not None else None
         if known is not None or kernel_name is None or not is_client_spec(kernel_name):
@@ -140,7 +142,7 @@ class ClientRestarter(AsyncIOLoopKernelRestarter):
     Jupyter's own restarter gives up after five quick attempts, and tells nobody why a kernel died.
     """
 
-    time_to_dead = CHECK_EVERY
+    time_to_dead = Float(CHECK_EVERY, config=True, help="Seconds between looks at the process.")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -171,10 +173,9 @@ class ClientRestarter(AsyncIOLoopKernelRestarter):
         self._fire_callbacks("restart")
         try:
             await manager.restart_kernel(now=True)
-        except (HTTPError, OSError) as error:
+        except (StartRefused, OSError) as error:
             self._fire_callbacks("dead")
             manager.parent.remove_kernel(manager.kernel_id)
-            reason = error.get_message() if isinstance(error, HTTPError) else str(error)
-            manager.parent.supervisor.not_restarted(manager.kernel_id, reason or "")
+            manager.parent.supervisor.not_restarted(manager.kernel_id, str(error))
         else:
             manager.parent.supervisor.started(manager.kernel_id)

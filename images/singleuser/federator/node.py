@@ -289,7 +289,6 @@ class Node:
         self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._fabs: dict[str, bytes] = {}
         self._runs: dict[int, Run] = {}
-        self._objects: dict[str, bytes] = {}  # of the newest message
         self._worker_lock = threading.Lock()
         self._worker_ident: int | None = None
         self._thread = threading.Thread(target=self._main, name="federator-node", daemon=True)
@@ -430,7 +429,7 @@ class Node:
             await self._in_worker(partial(self._approvals.require, run.fab_hash))
             fab = await self._fab(connection, run)
         except NotApproved as refusal:
-            await self._confirm(connection, proto)
+            # Its receipt is not confirmed: the SuperLink would delete objects that are still being sent to it.
             packed = _packed(_error_reply(proto, ErrorCode.INVALID_FAB, str(refusal)), 0.0)
         else:
             contents = await self._pull_objects(connection, proto.metadata.run_id, tree)
@@ -470,11 +469,7 @@ class Node:
             return bytes(answer.object_content)
 
         object_ids = list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
-        missing = [object_id for object_id in object_ids if object_id not in self._objects]
-        pulled = dict(zip(missing, await asyncio.gather(*map(pull, missing)), strict=True))
-        # An id is the hash of the content. The next round's model is often the one that was just evaluated.
-        self._objects = {object_id: pulled.get(object_id) or self._objects[object_id] for object_id in object_ids}
-        return dict(self._objects)
+        return dict(zip(object_ids, await asyncio.gather(*map(pull, object_ids)), strict=True))
 
     async def _confirm(self, connection: FleetConnection, proto: MessageProto) -> None:
         request = ConfirmMessageReceivedRequest(

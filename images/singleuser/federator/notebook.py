@@ -13,6 +13,7 @@ Objects show what they knew when they were last asked; `refresh()` asks again. W
 
 from __future__ import annotations
 
+import random
 import time
 from functools import cache
 from importlib import import_module
@@ -24,8 +25,10 @@ from IPython.display import HTML, display
 from federator import display as render
 from federator import service_client as api
 from federator.contract import Home, ProjectDetail, ProjectSummary, RunDetail, RunStatus
+from federator.delay import Delay
 
 REFRESH = 1.0  # seconds between looks at a run that is waited for
+PATIENCE = 120.0  # seconds that the service may be away before the waiting is given up
 
 
 class RunFailed(api.ServiceError):
@@ -217,10 +220,11 @@ class Run:
 
         Raises:
             RunFailed: it failed or was stopped.
+            Unreachable: the service was away for `PATIENCE` seconds.
         """
         view = _ProgressView() if progress else None
         while True:
-            detail = self._ask()
+            detail = self._ask_patiently()
             if view is not None:
                 view.show(detail)
             if detail.summary.status.is_final:
@@ -271,6 +275,17 @@ class Run:
 
     def _repr_html_(self) -> str:
         return render.run_html(self.detail)
+
+    def _ask_patiently(self) -> RunDetail:
+        """Sit out a restart of the service: the run goes on meanwhile."""
+        delay, deadline = Delay(random.random), time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._ask()
+            except api.Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(delay.next())
 
     def _ask(self) -> RunDetail:
         self._detail = _service().call(api.get_run(self.id))

@@ -25,12 +25,23 @@ SHUTDOWN_TIME = 2.0  # seconds from a polite request to the end; a withdrawn ass
 ERROR_TAIL = 4096  # bytes of the kernel's error output read to find its last line
 
 
-def refusal(status: int, message: str, next_step: str = "") -> HTTPError:
-    """An HTTPError whose text reaches the person: in the reason phrase and in the JSON answer's `message`."""
+class StartRefused(HTTPError):
+    """A client kernel must not start; the text is for the person who asked for it.
+
+    Jupyter's kernels API answers with the status, the text as `message` and in the reason phrase. Its sessions API,
+    which a launcher tile calls, answers 500 to every start that fails, with `str()` of the exception as `message`.
+    """
+
+    def __str__(self) -> str:
+        return self.get_message() or ""
+
+
+def refusal(status: int, message: str, next_step: str = "") -> StartRefused:
+    """Make a `StartRefused` whose reason phrase HTTP allows."""
     text = f"{message} {next_step}".strip()
     # tornado replaces a reason phrase that HTTP does not allow by "Unknown".
     reason = "".join(c if c.isascii() and c.isprintable() and c != "<" else "?" for c in text)
-    return HTTPError(status, text, reason=reason)
+    return StartRefused(status, text, reason=reason)
 
 
 class FederatorProvisioner(LocalProvisioner):
@@ -50,7 +61,7 @@ class FederatorProvisioner(LocalProvisioner):
         """Check, and add the assignment to the kernel's environment.
 
         Raises:
-            HTTPError: 403, 409 or 503, with a text for the person.
+            StartRefused: 403, 409 or 503.
         """
         assignment = await self._find_assignment()
         check_site(assignment, os.environ)
@@ -127,7 +138,7 @@ def check_site(assignment: Assignment, environ: Mapping[str, str]) -> None:
     """Hold an assignment against what this server's spawner said of the site.
 
     Raises:
-        HTTPError: 403 for another site's assignment, 409 for a dataset that the site does not offer.
+        StartRefused: 403 for another site's assignment, 409 for a dataset that the site does not offer.
     """
     site = environ.get(Env.SITE, "")
     if assignment.site != site:

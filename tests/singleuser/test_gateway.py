@@ -1,0 +1,255 @@
+"""The gateway: who is let in, what is refused, long polls, and stock Flower nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from federator.contract import FLEET_WAITING_HEADER
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Metadata
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.primitives.asymmetric import private_key_to_bytes, sign_message
+from google.protobuf.message import Message as Protobuf
+
+from hub_service.domain.runs import EventKind
+from tests.fakes.certificates import loopback_certificates
+from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
+from tests.fakes.flower_apps import averaging_app
+
+
+@pytest.fixture(scope="module")
+async def idle(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    """No aggregator runs."""
+    async with fleet(tmp_path_factory.mktemp("idle"), body_limit=1000) as it:
+        it.admit("a")
+        yield it
+
+
+@pytest.fixture(scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    """An aggregator that knows the members a and b."""
+    async with fleet(tmp_path_factory.mktemp("running")) as it:
+        await it.register(it.admit("a"), it.admit("b"))
+        yield it
+
+
+def signed(
+    member: Member, at: datetime | None = None, signer: ec.EllipticCurvePrivateKey | None = None
+) -> dict[str, str]:
+    timestamp = (at or datetime.now(UTC)).isoformat()
+    signature = sign_message(signer or member.private_key, timestamp.encode("ascii"))
+    return {
+        "content-type": "application/protobuf",
+        "accept": "application/protobuf",
+        "flwr-public-key": b64encode(member.public_key).decode("ascii"),
+        "flwr-timestamp": timestamp,
+        "flwr-signature": b64encode(signature).decode("ascii"),
+    }
+
+
+async def post(
+    it: Fleet, operation: str, request: Protobuf | bytes, headers: dict[str, str], wait: float = 0.0
+) -> httpx.Response:
+    body = request if isinstance(request, bytes) else request.SerializeToString()
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        return await client.post(
+            f"http://{it.address}/v1/fleet/{operation}", content=body, headers=headers | {"prefer": f"wait={wait}"}
+        )
+
+
+def pull(member: Member) -> PullMessagesRequest:
+    return PullMessagesRequest(node=Node(node_id=member.node_id))
+
+
+@pytest.mark.parametrize(
+    "why", ["unknown key", "forged", "too old", "from the future", "no time zone", "no signature", "no key"]
+)
+async def test_who_is_not_let_in(idle: Fleet, why: str) -> None:
+    """One status and one text for all."""
+    member = idle.members["a"]
+    now = datetime.now(UTC)
+    headers = {
+        "unknown key": lambda: signed(Member("stranger", 0.0)),
+        "forged": lambda: signed(member, signer=ec.generate_private_key(ec.SECP256R1())),
+        "too old": lambda: signed(member, at=now - timedelta(seconds=310)),
+        "from the future": lambda: signed(member, at=now + timedelta(seconds=10)),
+        "no time zone": lambda: signed(member, at=now.replace(tzinfo=None)),
+        "no signature": lambda: signed(member) | {"flwr-signature": "-"},
+        "no key": lambda: signed(member) | {"flwr-public-key": b64encode(b"no key").decode()},
+    }[why]()
+    answer = await post(idle, "pull-messages", pull(member), headers)
+    assert answer.status_code == 401
+    assert answer.json()["detail"] == "This node's key opens no project here."
+
+
+@pytest.mark.parametrize(
+    ("operation", "status"),
+    [
+        ("register-node", 403),
+        ("unregister-node", 403),
+        ("no-such-thing", 404),
+        ("get-run", 403),
+        ("push-messages", 403),
+    ],
+)
+async def test_what_is_refused_while_no_aggregator_runs(idle: Fleet, operation: str, status: int) -> None:
+    answer = await post(idle, operation, b"", signed(idle.members["a"]))
+    assert answer.status_code == status
+    assert answer.json()["detail"]
+
+
+async def test_only_post_is_spoken(idle: Fleet) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"http://{idle.address}/v1/fleet/pull-messages")).status_code == 405
+
+
+async def test_what_is_answered_while_no_aggregator_runs(idle: Fleet) -> None:
+    member = idle.members["a"]
+    heartbeat = await post(idle, "send-node-heartbeat", SendNodeHeartbeatRequest(), signed(member))
+    assert SendNodeHeartbeatResponse.FromString(heartbeat.content).success
+    assert (await post(idle, "deactivate-node", b"", signed(member))).status_code == 200
+    empty = await post(idle, "pull-messages", pull(member), signed(member))
+    assert (empty.status_code, empty.content) == (200, b"")
+    activation = ActivateNodeRequest(public_key=member.public_key)
+    waiting = await post(idle, "activate-node", activation, signed(member))
+    assert (waiting.status_code, waiting.headers[FLEET_WAITING_HEADER]) == (503, "1")
+    assert ("a", False) in idle.seen
+
+
+async def test_a_node_activates_for_itself_only(idle: Fleet) -> None:
+    other = ActivateNodeRequest(public_key=b"another key")
+    assert (await post(idle, "activate-node", other, signed(idle.members["a"]))).status_code == 401
+
+
+async def test_a_body_that_is_no_message_is_refused(idle: Fleet) -> None:
+    assert (await post(idle, "pull-messages", b"\xff\xff\xff", signed(idle.members["a"]))).status_code == 400
+
+
+async def test_a_body_over_the_limit_is_refused_with_the_limit(idle: Fleet) -> None:
+    answer = await post(idle, "push-object", b"x" * 1001, signed(idle.members["a"]))
+    assert answer.status_code == 413
+    assert "1000 bytes" in answer.json()["detail"]
+
+
+async def test_a_body_of_unknown_length_is_cut_at_the_limit(running: Fleet) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 100_000
+
+    async with httpx.AsyncClient(trust_env=False) as client:
+        url = f"http://{running.address}/v1/fleet/pull-messages"
+        try:
+            answer = await client.post(url, content=endless(), headers=signed(running.members["a"]))
+        except httpx.WriteError:  # the gateway has hung up in the middle
+            return
+    assert answer.status_code == 413
+
+
+async def test_a_withdrawn_grant_ends_a_waiting_poll_within_a_second(idle: Fleet) -> None:
+    member = idle.admit("leaving")
+    poll = asyncio.create_task(post(idle, "pull-messages", pull(member), signed(member), wait=20.0))
+    async with asyncio.timeout(5):
+        while ("leaving", False) not in idle.seen:  # noqa: ASYNC110 - the poll has arrived
+            await asyncio.sleep(0.01)
+    del idle.grants[member.public_key]
+    withdrawn = time.monotonic()
+    assert (await poll).status_code == 401
+    assert time.monotonic() - withdrawn < 1.0
+
+
+async def test_activation_waits_for_the_aggregator_and_brings_the_node_online(running: Fleet) -> None:
+    late = running.admit("late")
+    activation = asyncio.create_task(
+        post(running, "activate-node", ActivateNodeRequest(public_key=late.public_key), signed(late), wait=20.0)
+    )
+    async with asyncio.timeout(5):
+        while ("late", False) not in running.seen:  # noqa: ASYNC110 - the poll has arrived
+            await asyncio.sleep(0.01)
+    await running.register(late)
+    assert ActivateNodeResponse.FromString((await activation).content).node_id == late.node_id
+
+
+async def test_a_node_speaks_in_its_own_name_only(running: Fleet) -> None:
+    """The aggregator knows it by one id; the gateway tells it to activate again where it uses another."""
+    a, b = running.members["a"], running.members["b"]
+    assert (await post(running, "pull-messages", pull(b), signed(a))).status_code == 409
+    assert (await post(running, "get-run", GetRunRequest(node=Node(node_id=b.node_id)), signed(a))).status_code == 409
+    reply = PushMessagesRequest(
+        node=Node(node_id=a.node_id), messages_list=[Message(metadata=Metadata(src_node_id=b.node_id))]
+    )
+    assert (await post(running, "push-messages", reply, signed(a))).status_code == 400
+
+
+async def test_a_message_is_handed_out_until_it_is_confirmed(running: Fleet) -> None:
+    """A connection that is lost with the answer in it loses no message."""
+    a = running.members["a"]
+    await post(running, "pull-messages", pull(a), signed(a))
+    await running.start_run(averaging_app(), [a], rounds=1)
+    first, again = [
+        PullMessagesResponse.FromString((await post(running, "pull-messages", pull(a), signed(a), wait=20.0)).content)
+        for _ in range(2)
+    ]
+    assert first.messages_list[0].metadata.message_id == again.messages_list[0].metadata.message_id
+    assert ("a", True) in running.seen
+    confirm = ConfirmMessageReceivedRequest(
+        node=Node(node_id=a.node_id),
+        run_id=first.messages_list[0].metadata.run_id,
+        message_object_id=first.messages_list[0].metadata.message_id,
+    )
+    assert (await post(running, "confirm-message-received", confirm, signed(a))).status_code == 200
+    assert (await post(running, "pull-messages", pull(a), signed(a))).content == b""
+
+
+async def test_stock_flower_nodes_take_part(tmp_path: Path) -> None:
+    """`flower-supernode`, as Flower ships it, with a registered key and a TLS origin."""
+    certificates = loopback_certificates(tmp_path)
+    async with fleet(tmp_path, tls=certificates.server) as it:
+        member = it.admit("stock", 1.0)
+        key = tmp_path / "node.key"
+        key.write_bytes(private_key_to_bytes(member.private_key))
+        supernode = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).parent / "flower-supernode"),
+            "--superlink",
+            it.address,
+            "--root-certificates",
+            str(certificates.authority),
+            "--auth-supernode-private-key",
+            str(key),
+            "--node-config",
+            "target=1.0",
+            "--runtime-api-address",
+            "127.0.0.1:0",
+            env=os.environ
+            | {"FLWR_HOME": str(tmp_path / "stock"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
+            stdout=(log := (tmp_path / "stock.log").open("wb")),
+            stderr=log,
+        )
+        try:
+            await it.start_run(averaging_app(), [member], rounds=1)
+            events = await it.end_of_run()
+        finally:
+            supernode.terminate()
+            await supernode.wait()
+            log.close()
+        assert events[-1].kind is EventKind.FINISHED, (tmp_path / "stock.log").read_text()[-2000:]
+        assert [event.node_id for event in events if event.kind is EventKind.REPLY] == [member.node_id] * 2
+    assert await it.backend.running() == []
+    assert it.backend.endpoint(PROJECT) is None

@@ -1,0 +1,180 @@
+"""The service as a whole: settings, the order of its start, its routes beside each other, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from federator.contract import SERVICE_PREFIX
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+
+from hub_service.__main__ import main
+from hub_service.app import Service
+from hub_service.domain.errors import Invalid, Unavailable
+from hub_service.settings import Settings
+from tests.fakes.federation import SITES
+
+SECRET = "the-token-that-nobody-may-see"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        "JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:0",
+        "JUPYTERHUB_SERVICE_PREFIX": SERVICE_PREFIX,
+        "JUPYTERHUB_SERVICE_NAME": "federation",
+        "JUPYTERHUB_CLIENT_ID": "service-federation",
+        "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
+        "JUPYTERHUB_API_TOKEN": SECRET,
+        "FEDERATION_STATE_DIR": str(tmp_path / "state"),
+        "FEDERATION_SITES": json.dumps([asdict(site) for site in SITES.values()]),
+        "FEDERATION_ADMIN_CONTACT": "it@hub.example",
+    }
+
+
+class TestSettings:
+    def test_the_hubs_environment_is_read(self, environment: dict[str, str], tmp_path: Path) -> None:
+        settings = Settings.from_environment({**environment, "JUPYTERHUB_SERVICE_URL": "http://10.0.0.1:9100/x"})
+        assert (settings.host, settings.port, settings.prefix) == ("10.0.0.1", 9100, SERVICE_PREFIX)
+        assert settings.sites == SITES
+        assert settings.state_dir == tmp_path / "state"
+        assert settings.admin_contact == "it@hub.example"
+
+    def test_the_token_is_in_no_repr(self, environment: dict[str, str]) -> None:
+        assert SECRET not in repr(Settings.from_environment(environment))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "JUPYTERHUB_SERVICE_URL",
+            "JUPYTERHUB_SERVICE_PREFIX",
+            "JUPYTERHUB_API_URL",
+            "JUPYTERHUB_API_TOKEN",
+            "FEDERATION_STATE_DIR",
+            "FEDERATION_SITES",
+        ],
+    )
+    def test_what_is_missing_is_named(self, environment: dict[str, str], name: str) -> None:
+        del environment[name]
+        with pytest.raises(Invalid, match=name):
+            Settings.from_environment(environment)
+
+    @pytest.mark.parametrize("text", ["hospital", "{}x", '["a"]', '[{"slug": "a"}]', '[{"slug": "a", "datasets": []}]'])
+    def test_sites_that_cannot_be_read_are_refused(self, environment: dict[str, str], text: str) -> None:
+        with pytest.raises(Invalid, match="FEDERATION_SITES"):
+            Settings.from_environment({**environment, "FEDERATION_SITES": text})
+
+
+async def get(service: Service, path: str, method: str = "GET") -> HTTPResponse:
+    return await AsyncHTTPClient().fetch(
+        f"http://127.0.0.1:{service.port}{path}",
+        method=method,
+        body=b"" if method == "POST" else None,
+        raise_error=False,
+        follow_redirects=False,
+    )
+
+
+class TestService:
+    @pytest.fixture
+    async def service(self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        service = Service(Settings.from_environment(environment))
+        await service.start()
+        yield service
+        await service.close()
+
+    @pytest.mark.parametrize("path", ["/health", SERVICE_PREFIX + "health"])
+    async def test_health_is_answered_to_anybody(self, service: Service, path: str) -> None:
+        answer = await get(service, path)
+        assert json.loads(answer.body) == {"status": "ready"}
+
+    async def test_every_part_has_its_own_refusal(self, service: Service) -> None:
+        assert (await get(service, SERVICE_PREFIX)).code == 302
+        assert (await get(service, SERVICE_PREFIX + "api/home")).code == 401
+        assert (await get(service, "/v1/fleet/pull-messages", "POST")).code == 401
+        assert (await get(service, "/elsewhere")).code == 404
+        assert (await get(service, "/elsewhere", "POST")).code == 404
+
+    async def test_a_request_is_logged_without_its_query(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "hub_service.app"):
+            await get(service, "/elsewhere?code=oauth-code")
+            await get(service, "/v1/fleet/pull-messages", "POST")
+        assert "GET /elsewhere 404" in caplog.text
+        assert "oauth-code" not in caplog.text
+        assert "fleet" not in caplog.text
+
+    async def test_health_is_answered_while_the_database_is_opened(
+        self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        service = Service(Settings.from_environment(environment))
+        opened = asyncio.Event()
+        monkeypatch.setattr(service, "_open", lambda application: opened.wait())
+        starting = asyncio.create_task(service.start())
+        await asyncio.sleep(0)
+        assert json.loads((await get(service, "/health")).body) == {"status": "starting"}
+        answer = await get(service, SERVICE_PREFIX)
+        assert (answer.code, answer.headers["Retry-After"]) == (503, "1")
+        opened.set()
+        await starting
+        assert json.loads((await get(service, "/health")).body) == {"status": "ready"}
+        await service.close()
+
+    async def test_logins_survive_a_restart(self, environment: dict[str, str], service: Service) -> None:
+        secret = Path(environment["FEDERATION_STATE_DIR"]) / "cookie-secret"
+        before = secret.read_bytes()
+        assert len(before) == 32
+        assert secret.stat().st_mode & 0o777 == 0o600
+        again = Service(Settings.from_environment(environment))
+        await again.start()
+        assert secret.read_bytes() == before
+        await again.close()
+
+    async def test_a_database_that_cannot_be_opened_ends_the_start(
+        self, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        state_dir = Path(environment["FEDERATION_STATE_DIR"])
+        (state_dir / "federation.db").mkdir(parents=True)
+        service = Service(Settings.from_environment(environment))
+        with pytest.raises(Unavailable, match="database"):
+            await service.start()
+        await service.close()
+
+
+async def test_the_process_serves_until_it_is_told_to_end(environment: dict[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "hub_service",
+        env={"PATH": os.environ["PATH"], **environment},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while b"ready on 127.0.0.1:" not in (line := await process.stderr.readline()):
+            assert line, "it ended before it was ready"
+        process.send_signal(signal.SIGTERM)
+        rest = await process.stderr.read()
+        assert await process.wait() == 0
+    assert b"Traceback" not in rest
+
+
+def test_the_process_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
+    assert main() == 1
+    assert "JUPYTERHUB_SERVICE_URL is not set." in capsys.readouterr().err
