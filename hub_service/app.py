@@ -180,11 +180,12 @@ def set_up_logging() -> None:
 def _log_request(handler: RequestHandler) -> None:
     """Called by tornado after each request. Without the query: OAuth codes and XSRF tokens stand there."""
     request = handler.request
-    level = logging.INFO
-    if request.path.startswith(FLEET_PREFIX):
-        level = logging.DEBUG  # a round has hundreds
-    if handler.get_status() >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if handler.get_status() == HTTPStatus.INTERNAL_SERVER_ERROR:
         level = logging.ERROR
+    elif request.path.startswith(FLEET_PREFIX):
+        level = logging.DEBUG  # a round has hundreds
+    else:
+        level = logging.INFO
     milliseconds = 1000 * request.request_time()
     log.log(level, "%s %s %d %.0f ms", request.method, request.path, handler.get_status(), milliseconds)
 

@@ -6,11 +6,7 @@ only then tells the waiting pages and clients. Answers are the wire types of `fe
 
 from __future__ import annotations
 
-from federator.contract import (
-    ApprovalState,
-    Home,
-    ProjectSummary,
-)
+from federator.contract import ApprovalState, Home, ProjectSummary
 
 from hub_service.changes import project_topic
 from hub_service.domain import policy

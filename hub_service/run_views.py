@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -69,11 +69,16 @@ def rounds(run: Run, events: Iterable[RunEvent]) -> tuple[Round, ...]:
             site.bytes_in += event.size
         else:
             site.replies[event.message_type.partition(".")[0]] = event
-    order = {site: place for place, site in enumerate(run.sites.values())}
     return tuple(
-        _round(number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=lambda s: order.get(s, 0))])
+        _round(number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=_places(run))])
         for number, by_site in sorted(work.items())
     )
+
+
+def _places(run: Run) -> Callable[[str], int]:
+    """For sorting: sites in the order of the run's participations, then what the run does not know."""
+    order = {site: place for place, site in enumerate(run.sites.values())}
+    return lambda site: order.get(site, len(order))
 
 
 def _round(number: int, sites: Sequence[SiteRound]) -> Round:
@@ -93,6 +98,9 @@ def scores(run: Run, events: Iterable[RunEvent]) -> tuple[Score, ...]:
             model = event.model if event.model == FEDERATED else site_of(run, int(event.model))
             cell = Score(model, site_of(run, event.node_id), event.metrics, event.examples)
             table.setdefault(model, []).append(cell)
+    place = _places(run)
+    for cells in table.values():
+        cells.sort(key=lambda cell: place(cell.on_site))
     return tuple(score for cells in table.values() for score in (*cells, _on_all_sites(cells)))
 
 

@@ -52,8 +52,8 @@ def read_zip(content: bytes) -> dict[str, bytes]:
                 if entry.filename in files:
                     raise Invalid(f"The zip file holds “{entry.filename}” twice.", _MAKE_AGAIN)
                 files[entry.filename] = archive.read(entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
-        # ValueError: names that are not UTF-8. NotImplementedError: a packing method that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        # ValueError: names that are not UTF-8. RuntimeError: a packing method that Python does not know.
         raise Invalid("The file is no zip archive, or it is damaged.", _MAKE_AGAIN, debug=str(error)) from error
     return files
 

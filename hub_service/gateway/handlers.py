@@ -122,6 +122,7 @@ class FleetHandler(RequestHandler):
 
     def on_connection_close(self) -> None:
         """The node has gone: end its poll, so that no message is fetched for nobody."""
+        super().on_connection_close()
         if self.work is not None:
             self.work.cancel()
 

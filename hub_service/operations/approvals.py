@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from federator.contract import (
-    ApprovalRequest,
-    ApprovalState,
-)
+from federator.contract import ApprovalRequest, ApprovalState
 
 from hub_service.audit import Decision
 from hub_service.changes import RUNS_TOPIC, user_topic

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from federator.contract import (
-    Site,
-)
+from federator.contract import Site
 
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from federator.contract import (
-    Cell,
-    SourceFile,
-)
+from federator.contract import Cell, SourceFile
 
 
 class BuiltApp(Protocol):

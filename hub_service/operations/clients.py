@@ -5,12 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from federator.contract import (
-    Assignment,
-    Assignments,
-    ClientState,
-    SiteApprovals,
-)
+from federator.contract import Assignment, Assignments, ClientState, SiteApprovals
 
 from hub_service.audit import Decision
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from federator.contract import (
-    ClientState,
-    MemberState,
-    Participant,
-    Site,
-)
+from federator.contract import ClientState, MemberState, Participant, Site
 
 from hub_service.audit import Decision
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic

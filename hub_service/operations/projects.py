@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from federator import contract
-from federator.contract import (
-    AppReview,
-    MemberState,
-    ProjectDetail,
-    ProjectSummary,
-)
+from federator.contract import AppReview, MemberState, ProjectDetail, ProjectSummary
 
 from hub_service import views
 from hub_service.audit import Decision

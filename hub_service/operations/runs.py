@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from federator.contract import (
-    ApprovalState,
-    MemberState,
-    RunDetail,
-    RunStatus,
-    RunSummary,
-)
+from federator.contract import ApprovalState, MemberState, RunDetail, RunStatus, RunSummary
 
 from hub_service import run_views, views
 from hub_service.audit import Decision

@@ -38,14 +38,14 @@ class MemoryStore(Store):
             yield
             return
         before = copy.deepcopy(self._tables)
-        self._in_transaction = True
+        self._in_transaction, whole = True, False
         try:
             yield
-        except BaseException:
-            self._tables = before
-            raise
+            whole = True
         finally:
             self._in_transaction = False
+            if not whole:
+                self._tables = before
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from federator.contract import ProjectDetail, Route, RunDetail
@@ -27,27 +27,31 @@ Event = tuple[str, str, str]  # what it is, which one of these, its data
 
 
 class EventStream(ApiHandler):
-    """Ask `changes` for the next change, look, and send what is new. Subclasses say what to send."""
+    """Asks `changes` for the next change, looks, and sends what is new. Subclasses say what there is to send."""
 
     heartbeat_s: ClassVar[float] = HEARTBEAT_S
 
-    def events(self, view: ProjectView) -> Iterable[Event]:
-        """Everything that the viewer could be shown now; what was sent before is left out by the stream."""
-        raise AssertionError("unreachable: each stream says what it sends")
+    _waiting: asyncio.Task[int] | None = None
 
-    async def get(self, project_id: str) -> None:
+    async def follow(self, project_id: str, shown: Callable[[ProjectView], Iterable[Event]]) -> None:
+        """Answer with the events of a project.
+
+        Args:
+            shown: everything that the viewer could be shown now; what was sent before is left out.
+        """
         run_id = self.get_query_argument("run", "")
         topic = self.parts.coordinator.watch_topic(self.principal, project_id)
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
         self._sent: dict[str, str] = {}
-        self._waiting: asyncio.Task[int] | None = None
         try:
-            await self._follow(topic, project_id, run_id)
+            await self._send_changes(topic, project_id, run_id, shown)
         except StreamClosedError:
             return  # the viewer has gone
 
-    async def _follow(self, topic: str, project_id: str, run_id: str) -> None:
+    async def _send_changes(
+        self, topic: str, project_id: str, run_id: str, shown: Callable[[ProjectView], Iterable[Event]]
+    ) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + LONGEST_STREAM_S
         while loop.time() < ends:
@@ -59,7 +63,7 @@ class EventStream(ApiHandler):
                     raise
                 await self._send([("gone", "", "{}")])
                 return
-            await self._send(self.events(view))
+            await self._send(shown(view))
             if not await self._changed(topic, seen):
                 return
             await asyncio.sleep(PAUSE_S)
@@ -91,7 +95,10 @@ class EventStream(ApiHandler):
 class ApiEvents(EventStream):
     """`project`: a ProjectDetail; `run`: the RunDetail of its newest run; `figure`: that run's curve for Plotly."""
 
-    def events(self, view: ProjectView) -> Iterable[Event]:
+    async def get(self, project_id: str) -> None:
+        await self.follow(project_id, self._shown)
+
+    def _shown(self, view: ProjectView) -> Iterable[Event]:
         yield "project", "", to_json(ProjectDetail, view.project).decode()
         if view.run is not None:
             yield "run", "", to_json(RunDetail, view.run).decode()
@@ -102,7 +109,10 @@ class ApiEvents(EventStream):
 class PageEvents(EventStream):
     """`section`: HTML for one part of the page; `figure`: the curve for Plotly."""
 
-    def events(self, view: ProjectView) -> Iterable[Event]:
+    async def get(self, project_id: str) -> None:
+        await self.follow(project_id, self._shown)
+
+    def _shown(self, view: ProjectView) -> Iterable[Event]:
         xsrf = self.xsrf_token.decode("ascii")
         hub = self.hub_auth.hub_prefix
         for name, section in render_sections(self.parts.templates, view, hub=hub, xsrf=xsrf, kept={}).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from typing import Any
 
 from federator.contract import Metrics, Participant, RunDetail, Score
@@ -62,7 +63,7 @@ def run_figure(run: RunDetail, titles: Mapping[str, str]) -> dict[str, Any] | No
         _trace(titles.get(site, site), _site_points(run, site, metric), _site_style(place))
         for place, site in enumerate(run.sites)
     ]
-    together = [(one.number, one.evaluate[metric]) for one in run.rounds if metric in one.evaluate]
+    together = [(one.number, one.evaluate[metric]) for one in run.rounds if _has(one.evaluate, metric)]
     traces.append(_trace("All sites", together, _TOGETHER_STYLE))
     return {"data": traces, "layout": _layout(metric, run.summary.rounds)}
 
@@ -72,8 +73,13 @@ def _site_points(run: RunDetail, site: str, metric: str) -> list[tuple[int, floa
         (round_.number, one.evaluate[metric])
         for round_ in run.rounds
         for one in round_.sites
-        if one.site == site and metric in one.evaluate
+        if one.site == site and _has(one.evaluate, metric)
     ]
+
+
+def _has(metrics: Metrics, metric: str) -> bool:
+    """Whether there is a number to show: a diverging model reports none, or infinity."""
+    return isfinite(metrics.get(metric, nan))
 
 
 def _site_style(place: int) -> dict[str, Any]:
@@ -178,17 +184,19 @@ def result_table(run: RunDetail, titles: Mapping[str, str]) -> ResultTable | Non
 
 
 def _cell(score: Score | None, metric: str, best: float | None) -> TableCell:
-    value = None if score is None else score.metrics.get(metric)
+    value = score.metrics[metric] if score is not None and _has(score.metrics, metric) else None
     return TableCell(value, 0 if score is None else score.examples, value is not None and value == best)
 
 
 def _best(scores: Iterable[Score], column: str, metric: str) -> float | None:
-    values = [score.metrics[metric] for score in scores if score.on_site == column and metric in score.metrics]
+    values = [score.metrics[metric] for score in scores if score.on_site == column and _has(score.metrics, metric)]
     return (min if is_loss(metric) else max)(values, default=None)
 
 
 def _conclusion(scores: Iterable[Score], metric: str, titles: Mapping[str, str]) -> str:
-    on_all = {one.model: one.metrics[metric] for one in scores if one.on_site == ALL_SITES and metric in one.metrics}
+    on_all = {
+        one.model: one.metrics[metric] for one in scores if one.on_site == ALL_SITES and _has(one.metrics, metric)
+    }
     federated = on_all.pop(FEDERATED, None)
     if federated is None or not on_all:
         return ""

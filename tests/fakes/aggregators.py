@@ -83,6 +83,12 @@ class SlowToStart(FakeAggregators):
         return await super().start(project_id)
 
 
+class LosesItsEndpoint(FakeAggregators):
+    async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
+        await super().start_serverapp(project_id, spec)
+        self._endpoints.clear()
+
+
 class FakeSuperLink:
     """All SuperLinks in one: keys and runs of every project."""
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
 import sys
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from federator.contract import FLEET_WAITING_HEADER
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -26,7 +30,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeat
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Metadata
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
-from flwr.supercore.primitives.asymmetric import private_key_to_bytes, sign_message
+from flwr.supercore.primitives.asymmetric import sign_message
 from google.protobuf.message import Message as Protobuf
 
 from hub_service.domain.runs import EventKind
@@ -73,6 +77,12 @@ async def post(
         return await client.post(
             f"http://{it.address}/v1/fleet/{operation}", content=body, headers=headers | {"prefer": f"wait={wait}"}
         )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def pull(member: Member) -> PullMessagesRequest:
@@ -158,7 +168,7 @@ async def test_a_body_of_unknown_length_is_cut_at_the_limit(running: Fleet) -> N
         url = f"http://{running.address}/v1/fleet/pull-messages"
         try:
             answer = await client.post(url, content=endless(), headers=signed(running.members["a"]))
-        except httpx.WriteError:  # the gateway has hung up in the middle
+        except httpx.TransportError:  # the gateway has hung up in the middle
             return
     assert answer.status_code == 413
 
@@ -218,37 +228,37 @@ async def test_a_message_is_handed_out_until_it_is_confirmed(running: Fleet) -> 
     assert (await post(running, "pull-messages", pull(a), signed(a))).content == b""
 
 
+@asynccontextmanager
+async def stock_node(folder: Path, it: Fleet, authority: Path, key: Path) -> AsyncIterator[None]:
+    """`flower-supernode` as its own process, which is ended with all it started."""
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "flower-supernode"), "--superlink", it.address]
+    command += ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
+    command += ["--node-config", "target=1.0", "--host", "127.0.0.1", "--port", str(free_port())]
+    quiet = {"FLWR_HOME": str(folder / "stock"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    quiet["PATH"] = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+    with (folder / "stock.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
 async def test_stock_flower_nodes_take_part(tmp_path: Path) -> None:
     """`flower-supernode`, as Flower ships it, with a registered key and a TLS origin."""
     certificates = loopback_certificates(tmp_path)
     async with fleet(tmp_path, tls=certificates.server) as it:
         member = it.admit("stock", 1.0)
         key = tmp_path / "node.key"
-        key.write_bytes(private_key_to_bytes(member.private_key))
-        supernode = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).parent / "flower-supernode"),
-            "--superlink",
-            it.address,
-            "--root-certificates",
-            str(certificates.authority),
-            "--auth-supernode-private-key",
-            str(key),
-            "--node-config",
-            "target=1.0",
-            "--runtime-api-address",
-            "127.0.0.1:0",
-            env=os.environ
-            | {"FLWR_HOME": str(tmp_path / "stock"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
-            stdout=(log := (tmp_path / "stock.log").open("wb")),
-            stderr=log,
-        )
-        try:
+        key.write_bytes(member.private_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        async with stock_node(tmp_path, it, certificates.authority, key):
             await it.start_run(averaging_app(), [member], rounds=1)
             events = await it.end_of_run()
-        finally:
-            supernode.terminate()
-            await supernode.wait()
-            log.close()
         assert events[-1].kind is EventKind.FINISHED, (tmp_path / "stock.log").read_text()[-2000:]
         assert [event.node_id for event in events if event.kind is EventKind.REPLY] == [member.node_id] * 2
     assert await it.backend.running() == []

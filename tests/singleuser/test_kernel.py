@@ -90,7 +90,7 @@ async def test_the_node_registers_a_key_and_waits_for_a_run(service: FakeService
         await reported(service, ClientState.READY)
         key = load_pem_public_key(service.public_keys["part1"][0].encode())
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        assert key.curve.name == "secp384r1"
+        assert key.curve.name == "secp256r1"
         shown = await kernel.run("client")
     assert "ready" in shown["text/plain"]
     assert "Histo <pathology>" in shown["text/plain"]
@@ -239,6 +239,37 @@ class TestFlowerClient:
         service.wait_for(lambda s: s.requests >= 1)
         service.answer_all_with(None)
         service.wait_for_report("part1", ClientState.PAUSED)
+
+    def test_resume_starts_a_new_node_and_only_after_a_pause(
+        self, service: FakeService, make: Callable[[Any], FlowerClient]
+    ) -> None:
+        nodes: list[StandInNode] = []
+
+        def one_more(private_key: Any, on_state: Any) -> StandInNode:
+            nodes.append(StandInNode())
+            return nodes[-1].made(private_key, on_state)
+
+        client = make(one_more)
+        client.start()
+        service.wait_for(lambda s: s.public_keys)
+        client.resume()
+        client.pause()
+        client.resume()
+        service.wait_for(lambda s: len(s.public_keys["part1"]) == 2)
+        client.leave()
+        assert service.assignments == {}
+
+    def test_a_refused_registration_is_final(
+        self, service: FakeService, make: Callable[[Any], FlowerClient], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        service.withdraw("part1")
+        node = StandInNode()
+        client = make(node.made)
+        client.start()
+        service.wait_for(lambda s: s.requests >= 2)  # the registration, and the report of its end
+        assert client.state is ClientState.FAILED
+        assert "no such participation" in client._repr_html_()
+        assert not node.started.is_set()
 
     def test_without_flower_the_site_is_told(self, service: FakeService, make: Callable[[Any], FlowerClient]) -> None:
         client = make(node_without_flower)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,7 +37,7 @@ async def run(it: Fleet, app: bytes, run_id: str, *, approved_by: str = "abcd", 
     members = list(it.members.values())
     for member in members:
         if member.name in approved_by:
-            member.approved.add(hashlib.sha256(app).hexdigest())
+            member.approve(app)
     await it.start_run(app, members, rounds=rounds, run_id=run_id)
     return await it.end_of_run(run_id)
 
@@ -124,7 +123,7 @@ async def test_an_interrupted_message_is_answered_with_an_error(running: Fleet) 
     members = list(running.members.values())
     app = averaging_app(busy)
     for member in members:
-        member.approved.add(hashlib.sha256(app).hexdigest())
+        member.approve(app)
     await running.start_run(app, members, rounds=1, run_id="interrupted")
     await running.events(lambda event: event.kind is EventKind.SENT, "interrupted")
     async with asyncio.timeout(30):

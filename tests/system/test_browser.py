@@ -95,7 +95,7 @@ async def test_the_journey(chromium: Browser, stack: Stack, study: Study, tmp_pa
     await owner.page.get_by_role("button", name="Take part").click()
     await owner.page.get_by_label("Invite by Hub name").fill(MEMBER.username)
     await owner.page.get_by_role("button", name="Invite").click()
-    await expect(owner.page.get_by_text(MEMBER.username)).to_be_visible()
+    await expect(owner.page.get_by_text(MEMBER.username, exact=True)).to_be_visible()
     await owner.look("project-waiting")
 
     await member.page.goto(f"{stack.origin}/services/federation/")
@@ -106,10 +106,10 @@ async def test_the_journey(chromium: Browser, stack: Stack, study: Study, tmp_pa
     for known in (STEWARDS[0], STEWARDS[2]):
         await approve(await visitor(chromium, known, stack.origin))
 
-    await expect(owner.page.get_by_text("ready", exact=True)).to_have_count(2, timeout=PATIENCE_MS)
+    await expect(owner.page.get_by_text("client ready", exact=True)).to_have_count(2, timeout=PATIENCE_MS)
     await see_launcher_tile(owner)
     await owner.page.goto(project_url)
-    await owner.page.get_by_label("Rounds").fill("4")
+    await owner.page.get_by_role("spinbutton", name="Rounds").fill("4")
     await owner.page.get_by_role("button", name="Start a run").click()
 
     # Nobody reloads: both pages must show the curve and the result by themselves.

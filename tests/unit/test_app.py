@@ -17,7 +17,7 @@ from federator.contract import SERVICE_PREFIX
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from hub_service.__main__ import main
-from hub_service.app import Service
+from hub_service.app import Service, _kept_running
 from hub_service.domain.errors import Invalid, Unavailable
 from hub_service.settings import Settings
 from tests.fakes.federation import SITES
@@ -154,6 +154,29 @@ class TestService:
         with pytest.raises(Unavailable, match="database"):
             await service.start()
         await service.close()
+
+
+async def test_a_background_task_that_broke_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hub_service.app._RESTART_AFTER_S", 0)
+    attempts: list[int] = []
+    going = asyncio.Event()
+
+    async def run() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("the disk is gone")
+        going.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(_kept_running(run, "example"))
+    async with asyncio.timeout(10):
+        await going.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert "example broke and is started again" in caplog.text
+    assert "the disk is gone" in caplog.text
 
 
 async def test_the_process_serves_until_it_is_told_to_end(environment: dict[str, str]) -> None:

@@ -190,6 +190,14 @@ class TestMembers:
         assert state_of(federation, project_id, "bea") is MemberState.INVITED
         assert federation.coordinator.join(BEA, project_id, "labs").site == "b"
 
+    def test_without_an_app_a_participant_waits_for_the_owner(self, federation: Federation) -> None:
+        project_id = federation.coordinator.create_project(ANNA, "Empty", "").id
+        participant = federation.coordinator.join(ANNA, project_id, "scans")
+        assert participant.approval is None
+        assert participant.detail == "Waits for the owner to add an app."
+        assert federation.coordinator.approvals(STEWARDS["a"]) == ()
+        assert federation.coordinator.assignments(ANNA).assignments == ()
+
     async def test_joining_twice_and_with_no_such_dataset_is_refused(self, federation: Federation) -> None:
         project_id = federation.new_project()
         with pytest.raises(Invalid, match="no dataset “xrays”") as refused:

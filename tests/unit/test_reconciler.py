@@ -21,6 +21,7 @@ from tests.fakes.aggregators import (
     FakeAggregators,
     FakeSuperLink,
     ForgetfulSuperLink,
+    LosesItsEndpoint,
     NeverStarts,
     RefusingSuperLink,
     SlowToStart,
@@ -216,6 +217,13 @@ async def test_a_serverapp_that_ends_in_silence(tmp_path: Path, log: str) -> Non
         project_id, run_id = await at.started()
         at.backend.crash(project_id, run_id, log)
         assert "last words" not in (await at.ended(project_id, run_id)).message
+
+
+async def test_a_serverapp_that_never_wrote_a_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.exits[run_id] = -1
+        assert "ended before the run did" in (await at.ended(project_id, run_id)).message
 
 
 async def test_what_was_written_just_before_the_exit_counts(tmp_path: Path) -> None:
@@ -423,3 +431,9 @@ class TestRestart:
             await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
             at.backend.report(project_id, run_id, FINISHED)
             assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+
+    async def test_an_aggregator_that_is_gone_before_the_first_look_fails_the_run(self, tmp_path: Path) -> None:
+        async with Stage(tmp_path, backend=LosesItsEndpoint(tmp_path / "projects")) as at:
+            project_id, _, _ = await at.federation.ready_project()
+            run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+            assert "aggregator is gone" in (await at.ended(project_id, run_id)).message

@@ -86,9 +86,9 @@ def test_an_unknown_node_is_named_by_its_number() -> None:
 
 def test_the_table_has_each_model_on_each_site_and_on_all() -> None:
     events = [
-        RunEvent(EventKind.SCORE, 1.0, model="federated", node_id=11, metrics={"accuracy": 1.0}, examples=1),
-        RunEvent(EventKind.SCORE, 1.0, model="22", node_id=11, metrics={"accuracy": 0.2}, examples=1),
         RunEvent(EventKind.SCORE, 1.0, model="federated", node_id=22, metrics={"accuracy": 0.5}, examples=3),
+        RunEvent(EventKind.SCORE, 1.0, model="22", node_id=11, metrics={"accuracy": 0.2}, examples=1),
+        RunEvent(EventKind.SCORE, 1.0, model="federated", node_id=11, metrics={"accuracy": 1.0}, examples=1),
     ]
     table = [(one.model, one.on_site, one.metrics, one.examples) for one in scores(RUN, events)]
     assert table == [

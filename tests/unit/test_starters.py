@@ -27,8 +27,11 @@ builder = AppBuilder(frozenset({"numpy", "torch", "torchvision", "flwr"}))
 
 @pytest.fixture(autouse=True)
 def _as_a_task() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of several test processes fighting for two cores are slower than one
     with task_identity():
         yield
+    torch.set_num_threads(threads)
 
 
 def build_mean(*more: str, cells: Sequence[str] = MEAN_CELLS) -> BuiltApp:

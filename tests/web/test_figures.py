@@ -85,6 +85,16 @@ def test_the_metric_that_people_look_at_first(measured: list[Metrics], chosen: s
     assert main_metric(measured) == chosen
 
 
+def test_a_diverging_site_leaves_a_gap() -> None:
+    rounds = (
+        round_(1, {"loss": 1.0}, {"loss": float("nan")}, {"loss": float("inf")}),
+        round_(2, {"loss": 2.0}, {"loss": 3.0}, {"loss": 2.5}),
+    )
+    figure = run_figure(run(rounds), TITLES)
+    assert figure is not None
+    assert [trace["x"] for trace in figure["data"]] == [[1, 2], [2], [2]]
+
+
 def score(model: str, on: str, **metrics: float) -> Score:
     return Score(model, on, metrics, 10)
 
@@ -122,6 +132,11 @@ def test_without_comparison_nothing_is_concluded() -> None:
     table = result_table(run(scores=(score("federated", "", accuracy=0.5),)), TITLES)
     assert table is not None
     assert table.conclusion == ""
+    diverged = result_table(
+        run(scores=(score("federated", "", loss=float("nan")), score("north", "", loss=0.5))), TITLES
+    )
+    assert diverged is not None
+    assert diverged.rows[0].cells[-1].value is None
     assert result_table(run(), TITLES) is None
 
 

@@ -20,6 +20,7 @@ from hub_service.web.error_map import problem_of
 from hub_service.web.schema import MAX_BODY
 
 _FLASH = "federation-flash"
+_LONGEST_SAID = 600  # characters; a browser drops a cookie of more than 4 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class PageHandler(Answering, PageIdentity):
     def go(self, *segments: str, said: str = "", kind: str = "success", next_step: str = "") -> None:
         """Redirect to a page below the prefix, which then shows what was said."""
         if said:
-            text = json_encode({"kind": kind, "text": said, "next_step": next_step})
+            text = json_encode({"kind": kind, "text": said[:_LONGEST_SAID], "next_step": next_step[:_LONGEST_SAID]})
             self.set_secure_cookie(
                 _FLASH, text, expires_days=None, path=self.parts.prefix, httponly=True, samesite="Lax"
             )

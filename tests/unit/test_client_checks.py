@@ -1,0 +1,114 @@
+"""The client kernel's own checks: approval of an app, and the import of its code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from federator.app_import import NameTaken, forget, import_attribute, own_line
+from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved
+
+
+class Service:
+    """Answers what is approved; counts how often it was asked; can be away."""
+
+    def __init__(self) -> None:
+        self.approved: set[str] = set()
+        self.asked = 0
+        self.away = False
+
+    def __call__(self) -> set[str]:
+        self.asked += 1
+        if self.away:
+            raise OSError("no route to host")
+        return self.approved
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def test_only_what_is_approved_may_run(service: Service) -> None:
+    service.approved = {"aa"}
+    check = ApprovalCheck(service, lambda: 0.0)
+    check.require("aa")
+    with pytest.raises(NotApproved, match="data steward has not approved"):
+        check.require("bb")
+
+
+def test_an_answer_is_used_for_a_short_while(service: Service) -> None:
+    now = 0.0
+    service.approved = {"aa"}
+    check = ApprovalCheck(service, lambda: now)
+    check.require("aa")
+    service.approved = set()
+    now = MAX_AGE_S
+    check.require("aa")
+    assert service.asked == 1
+    now = MAX_AGE_S + 0.1
+    with pytest.raises(NotApproved):
+        check.require("aa")
+
+
+def test_no_answer_is_no_approval_and_is_not_kept(service: Service) -> None:
+    now = 0.0
+    service.approved = {"aa"}
+    check = ApprovalCheck(service, lambda: now)
+    check.require("aa")
+    now, service.away = MAX_AGE_S + 1, True
+    with pytest.raises(NotApproved, match="could not ask"):
+        check.require("aa")
+    service.away = False
+    check.require("aa")
+
+
+MakeApp = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def make_app(tmp_path: Path) -> Iterator[MakeApp]:
+    """Writes a package `guestapp` with a module `part` of this text into a new folder."""
+    folders = []
+
+    def make(name: str, text: str) -> Path:
+        package = tmp_path / name / "guestapp"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "part.py").write_text(text)
+        folders.append(tmp_path / name)
+        return tmp_path / name
+
+    yield make
+    for folder in folders:
+        forget(folder)
+
+
+def test_another_folder_replaces_the_code_that_was_loaded(make_app: MakeApp) -> None:
+    first, second = make_app("first", "value = 1"), make_app("second", "value = 2")
+    assert import_attribute("guestapp.part:value", first) == 1
+    assert import_attribute("guestapp.part:value", second, first) == 2
+    assert import_attribute("guestapp.part:value", first) == 1  # not named as the earlier one, and still replaced
+    assert str(second) not in sys.path
+    forget(first)
+    assert "guestapp.part" not in sys.modules
+    assert str(first) not in sys.path
+
+
+def test_a_module_of_this_process_is_never_taken_for_the_app(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("app = 'mine'")
+    with pytest.raises(NameTaken, match="json"):
+        import_attribute("json:app", tmp_path)
+    assert str(tmp_path) not in sys.path
+
+
+def test_the_line_of_an_error_is_the_apps_innermost(make_app: MakeApp) -> None:
+    folder = make_app("raises", "import json\n\ndef work():\n    json.loads('{')\n")
+    work = import_attribute("guestapp.part:work", folder)
+    assert callable(work)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - where it was raised is what counts
+        work()
+    assert own_line(caught.value, folder) == "guestapp/part.py:4"
+    assert own_line(caught.value, folder / "elsewhere") == ""

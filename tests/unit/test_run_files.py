@@ -1,0 +1,65 @@
+"""The files of a run: events as lines, and the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from hub_service.aggregators.events import EVENTS_FILE, EventFile, read_events
+from hub_service.aggregators.model_file import write_model
+from hub_service.domain.runs import EventKind, RunEvent
+
+
+def test_events_are_read_from_where_the_reader_left_off(tmp_path: Path) -> None:
+    assert read_events(tmp_path) == ([], 0)
+    file = EventFile(tmp_path)
+    first = RunEvent(EventKind.REPLY, at=1.5, node_id=2**63 + 1, metrics={"loss": 0.5}, text="site's answer – ok")
+    file.write(first)
+    events, offset = read_events(tmp_path)
+    assert events == [first]
+    second = RunEvent(EventKind.FINISHED, at=2.0)
+    file.write(second)
+    assert read_events(tmp_path, offset)[0] == [second]
+
+
+def test_a_line_that_is_not_finished_is_left_for_later(tmp_path: Path) -> None:
+    EventFile(tmp_path).write(RunEvent(EventKind.FINISHED, at=2.0))
+    path = tmp_path / EVENTS_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert read_events(tmp_path) == ([], 0)
+    path.write_bytes(whole)
+    assert len(read_events(tmp_path)[0]) == 1
+
+
+def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    EventFile(tmp_path).write(RunEvent(EventKind.REPLY, at=0.0, metrics={"loss": math.nan, "auc": 0.7}))
+    assert read_events(tmp_path)[0][0].metrics == {"auc": 0.7}
+
+
+def test_a_model_keeps_names_shapes_and_dtypes(tmp_path: Path) -> None:
+    arrays = {
+        "conv.weight": np.arange(6, dtype=np.float16).reshape(2, 3).T,  # not contiguous
+        "bn.num_batches_tracked": np.array(4, dtype=np.int64),
+    }
+    path = tmp_path / "model.safetensors"
+    digest, size = write_model(path, arrays, {"round": "3"})
+    assert (len(digest), size) == (64, path.stat().st_size)
+    with safe_open(path, "np") as model:
+        assert model.metadata() == {"round": "3"}
+        for name, array in arrays.items():
+            assert model.get_tensor(name).dtype == array.dtype
+            np.testing.assert_array_equal(model.get_tensor(name), array)
+
+
+def test_a_dtype_without_a_word_for_it_is_named_and_the_old_model_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_model(path, {"a": np.zeros(1)}, {})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="array 'phase' is of dtype complex128"):
+        write_model(path, {"phase": np.zeros(1, np.complex128)}, {})
+    assert path.read_bytes() == before
