@@ -42,6 +42,7 @@ from hub_service.web.routes import make_routes
 log = logging.getLogger(__name__)
 
 _LOST_CLIENTS_EVERY_S = 5.0
+_LARGEST_BODY = 2 << 20  # bytes
 _RESTART_AFTER_S = 5.0  # a background task that broke is started again after this long
 
 
@@ -97,7 +98,8 @@ class Service:
             log_function=_log_request,
             ready=self._ready,
         )
-        server = HTTPServer(application, xheaders=True)
+        # Handlers that take more in pieces raise the limit themselves.
+        server = HTTPServer(application, xheaders=True, max_body_size=_LARGEST_BODY)
         sockets = bind_sockets(self._settings.port, self._settings.host)
         server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
@@ -144,6 +146,7 @@ class Service:
                 *make_routes(coordinator=coordinator, changes=changes, prefix=settings.prefix),
             ],
         )
+        self._opened.callback(changes.close)  # first of all, so that those who wait are answered
 
     def _in_background(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         task = asyncio.create_task(_kept_running(run, name), name=name)

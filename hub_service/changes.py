@@ -24,6 +24,14 @@ class Changes:
     def __init__(self) -> None:
         self._revisions: dict[str, int] = defaultdict(int)
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._closed = False
+
+    def close(self) -> None:
+        """Wake everybody, and let nobody wait any more: the service ends, and open requests are to be answered."""
+        self._closed = True
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
 
     def announce(self, *topics: str) -> None:
         """Note a change of each topic and wake its waiters."""
@@ -37,7 +45,8 @@ class Changes:
 
     async def wait(self, topic: str, seen: int, timeout: float) -> int:  # noqa: ASYNC109
         """Return the topic's revision once it differs from `seen`, or after `timeout` seconds."""
-        if self.revision(topic) != seen:
+        if self._closed or self.revision(topic) != seen:
+            await asyncio.sleep(0)  # whoever waits in a loop lets others run, whatever the answer
             return self.revision(topic)
         event = asyncio.Event()
         self._waiting[topic].add(event)

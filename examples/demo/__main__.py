@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
 from examples.demo.browser import StepError
@@ -27,6 +27,7 @@ NOTEBOOKS = ROOT / "examples" / "notebooks"
 def main() -> int:
     options = parse_options()
     display = Display()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is ended
     display.headline(
         "Notebook Federator",
         "Three hospitals train one model. No patient's data leaves its hospital.\n"
@@ -102,9 +103,8 @@ def leave_up(display: Display, stack: Stack, outcome: Outcome) -> None:
         "",
         *(f"{person.username:<9}{person.description}" for person in everyone()),
     )
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    while not ended.wait(1):
+    while True:
+        time.sleep(1)
         if any(process.popen.poll() is not None for process in stack.processes):
             raise StackError(f"A part of the demo ended by itself. See {FOLDER}/*.log")
 

@@ -42,3 +42,12 @@ async def test_all_waiters_of_a_topic_are_woken() -> None:
     await asyncio.sleep(0)
     changes.announce("t")
     assert await asyncio.gather(*waiters) == [1, 1, 1]
+
+
+async def test_at_the_end_nobody_waits_any_more() -> None:
+    changes = Changes()
+    waiter = asyncio.create_task(changes.wait("t", seen=0, timeout=60))
+    await asyncio.sleep(0)
+    changes.close()
+    assert await waiter == 0
+    assert await changes.wait("t", seen=0, timeout=60) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from federator.app_import import NameTaken, forget, import_attribute, own_line
 from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved
+from federator.service_client import Unreachable
 
 
 class Service:
@@ -22,7 +23,7 @@ class Service:
     def __call__(self) -> set[str]:
         self.asked += 1
         if self.away:
-            raise OSError("no route to host")
+            raise Unreachable("The service does not answer.")
         return self.approved
 
 

@@ -30,6 +30,9 @@
     const section = document.getElementById(id);
     if (!section || section.dataset.digest === digest) return;
     const restore = remember(section);
+    // What the last click brought about is old news once something else has happened.
+    if (section.dataset.seen) document.getElementById("flash")?.remove();
+    section.dataset.seen = "yes";
     section.innerHTML = html;
     section.dataset.digest = digest;
     restore();

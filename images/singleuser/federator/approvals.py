@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from federator.service_client import ServiceError
+
 MAX_AGE_S = 2.0  # an answer is used for this long, so that a burst of messages asks once
 
 FetchApproved = Callable[[], Collection[str]]
@@ -21,7 +23,7 @@ class ApprovalCheck:
     """Asks which FAB hashes may run, and refuses all others.
 
     Args:
-        fetch: returns the approved hashes now. May raise anything: no answer is no approval.
+        fetch: returns the approved hashes now, or raises ServiceError: no answer is no approval.
         clock: monotonic seconds.
     """
 
@@ -43,6 +45,6 @@ class ApprovalCheck:
         asked_at = self._clock()
         try:
             self._approved = frozenset(self._fetch())
-        except Exception as error:
+        except ServiceError as error:
             raise NotApproved("This site could not ask which app versions are approved, so it runs none.") from error
         self._asked_at = asked_at
