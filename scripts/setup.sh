@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-say() { printf '%s\n' "$*" >&2; }
+say() { printf '%s\n' "$@" >&2; }
 stop() { say "" "setup: $1" "       $2"; exit 1; }
 
 find_python() {

@@ -112,6 +112,7 @@ FENCES = {
     "dockerspawner": ("spawner",),
     "flwr": (
         "hub_service.aggregators.superlink",
+        "hub_service.aggregators.superlink_process",
         "hub_service.aggregators.serverapp",
         "hub_service.aggregators.observer",
         "hub_service.apps.build",
@@ -147,13 +148,13 @@ def test_layers(importer: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["hub_service", "spawner"])
-def test_only_the_contract_of_the_client_package_is_shared(package: str) -> None:
+def test_only_contract_and_framing_of_the_client_package_are_shared(package: str) -> None:
     broken = {
         f"{module} imports {imported}"
         for module, names in IMPORTS.items()
         if within(module, package)
         for imported in names
-        if within(imported, "federator") and not within(imported, "federator.contract")
+        if within(imported, "federator") and not within(imported, "federator.contract", "federator.framing")
     }
     assert not broken
 
@@ -179,9 +180,10 @@ def test_only_app_names_concrete_classes() -> None:
     assert not broken
 
 
-def test_the_contract_needs_the_standard_library_only() -> None:
-    allowed = {"__future__", "dataclasses", "enum"}
-    assert {name.partition(".")[0] for name in IMPORTS["federator.contract"]} <= allowed
+@pytest.mark.parametrize("module", ["federator.contract", "federator.framing"])
+def test_what_is_shared_needs_the_standard_library_only(module: str) -> None:
+    allowed = {"__future__", "collections", "dataclasses", "enum", "struct"}
+    assert {name.partition(".")[0] for name in IMPORTS[module]} <= allowed
 
 
 def test_handlers_compare_no_user_names() -> None:

@@ -31,7 +31,7 @@ from hub_service.aggregators.events import SERVERAPP_LOG
 from hub_service.domain.errors import Unavailable
 
 HOST = "127.0.0.1"
-SUPERLINK_COMMAND = (str(Path(sys.executable).parent / "flower-superlink"),)
+SUPERLINK_COMMAND = (sys.executable, "-m", "hub_service.aggregators.superlink_process")
 SERVERAPP_COMMAND = (sys.executable, "-m", "hub_service.aggregators.serverapp")
 
 LOST = -1
@@ -75,7 +75,7 @@ class _Aggregator:
 
 
 class LocalAggregators(AggregatorBackend):
-    """One `flower-superlink` on loopback for each project, and one ServerApp process for each run.
+    """One SuperLink on loopback for each project, and one ServerApp process for each run.
 
     Args:
         state_dir: the service's folder; see the module's text for what lies below it.

@@ -22,19 +22,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
+from federator.framing import pack, unpack
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.install import install_from_fab
 from flwr.common.config import get_fused_config_from_dir, get_project_config
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import context_from_proto, fab_from_proto, run_from_proto
+from flwr.common.serde import context_from_proto, fab_from_proto, message_to_proto, run_from_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as MessageProto
@@ -43,7 +44,10 @@ from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     GetNodesRequest,
     PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
     PushTaskOutputRequest,
 )
 from flwr.serverapp import ServerApp
@@ -51,15 +55,17 @@ from flwr.serverapp.server_app import LoadServerAppError
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.object_ref import load_app
+from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import Message as Protobuf
 
 from hub_service.aggregators.events import MODEL_FILE, EventFile
 from hub_service.aggregators.model_file import write_model
@@ -78,8 +84,14 @@ _log = logging.getLogger(__name__)
 
 # How long to keep trying when the SuperLink does not answer, in seconds.
 SUPERLINK_PATIENCE_S = 60.0
-# Waits between two looks for replies, in seconds. A reply that takes long is looked for less often.
+# How long the SuperLink holds a look for replies, in seconds; it answers at once when one comes.
+_WAIT_S = 1.0
+# As long for an app that looks by itself: it may do so without a pause.
+_SHORT_WAIT_S = 0.05
+# Waits between two looks for what comes by and by, in seconds.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.2
+# How long one request may take, in seconds: it carries all arrays of a round.
+_CALL_TIMEOUT_S = 120.0
 # An app that asks this often for nodes, is shown all of them, and sends nothing, waits for more than there are.
 _PATIENT_ASKS = 8
 
@@ -154,12 +166,52 @@ class ObservingGrid(HttpGrid):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        run_id = self.run.run_id
-        answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        return self._pulled(message_ids, _SHORT_WAIT_S)
+
+    def _pulled(self, message_ids: Iterable[str], wait_s: float) -> list[Message]:
+        """The replies that are there, as soon as there is one; none after `wait_s` seconds."""
+        body = self._bulk("grid-pull", PullAppMessagesRequest(message_ids=message_ids), {}, wait_s)
+        if not body:
+            return []
+        (envelopes,), contents = unpack(body, messages=1)
+        answer = PullAppMessagesResponse.FromString(envelopes)
         return [
-            self._checked(self._inflated(proto, tree, run_id))
+            self._checked(self._inflated(proto, tree, contents))
             for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True)
         ]
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """As HttpGrid, in one request with all objects. Called by its `push_messages`."""
+        request = PushAppMessagesRequest()
+        objects: dict[str, bytes] = {}
+        for message in messages:
+            request.messages_list.append(message_to_proto(remove_content_from_message(message)))
+            request.message_object_trees.append(get_object_tree(message))
+            for object_id, item in get_all_nested_objects(message).items():
+                if object_id not in objects:
+                    objects[object_id] = item.deflate()
+        (answer,), _ = unpack(self._bulk("grid-push", request, objects), messages=1)
+        return list(PushAppMessagesResponse.FromString(answer).message_ids)
+
+    def _bulk(self, operation: str, message: Protobuf, objects: Mapping[str, bytes], wait_s: float = 0.0) -> bytes:
+        """Ask the SuperLink's bulk path, with the proofs and the patience of Flower's own client."""
+        client = self._runtime_client
+        content = pack([message.SerializeToString()], objects)
+
+        def send() -> httpx.Response:
+            request = client._client.build_request(
+                "POST",
+                f"{client._base_url}/v1/bulk/{operation}",
+                content=content,
+                headers={"prefer": f"wait={wait_s:g}"},
+                timeout=_CALL_TIMEOUT_S,
+            )
+            response = client._send(ProtobufRequestContext(operation, message, request))
+            response.raise_for_status()
+            return response
+
+        response: httpx.Response = self._retry_invoker.invoke(send)
+        return response.content
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all and wait for all replies, or until `timeout` seconds have passed.
@@ -170,14 +222,10 @@ class ObservingGrid(HttpGrid):
         open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        wait = _FIRST_WAIT_S
-        while open_ids and time.monotonic() < deadline:
-            arrived = list(self.pull_messages(open_ids))
+        while open_ids and (remaining := deadline - time.monotonic()) > 0:
+            arrived = self._pulled(open_ids, min(_WAIT_S, remaining))
             replies += arrived
             open_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if open_ids:
-                wait = _FIRST_WAIT_S if arrived else min(wait * 1.5, _LONGEST_WAIT_S)
-                time.sleep(wait)
         for message_id in open_ids:
             self._observer.unanswered(message_id)
         replies = self._without_odd_ones(replies)
@@ -225,30 +273,39 @@ class ObservingGrid(HttpGrid):
         else:
             self.note_model(arrays, self._rounds - 1)
 
-    def _inflated(self, proto: MessageProto, tree: ObjectTree, run_id: int) -> Message:
+    def _inflated(self, proto: MessageProto, tree: ObjectTree, contents: Mapping[str, bytes]) -> Message:
         """The whole reply, or an error reply where its objects do not come."""
         message_id = proto.metadata.message_id
-        try:
-            contents = pull_objects(
-                [item.object_id for item in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
-                initial_backoff=_FIRST_WAIT_S,
-                backoff_cap=_LONGEST_WAIT_S,
-                max_tries_per_object=None,
-                max_time=SUPERLINK_PATIENCE_S,
-            )
-        except ObjectPullError as error:
-            return _error_reply(
-                metadata_from_proto(proto.metadata),
-                ErrorCode.MESSAGE_UNAVAILABLE,
-                f"the site's answer did not arrive whole: {error}",
-            )
-        self._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=message_id)
-        )
+        object_ids = [item.object_id for item in iterate_object_tree(tree)]
+        if not contents.keys() >= set(object_ids):
+            try:
+                contents = self._objects(proto, object_ids)
+            except ObjectPullError as error:
+                return _error_reply(
+                    metadata_from_proto(proto.metadata),
+                    ErrorCode.MESSAGE_UNAVAILABLE,
+                    f"the site's answer did not arrive whole: {error}",
+                )
+        contents = {object_id: contents[object_id] for object_id in object_ids}
         message = cast(Message, inflate_object_from_contents(message_id, contents))
         message.metadata.__dict__["_message_id"] = message_id
         return message
+
+    def _objects(self, proto: MessageProto, object_ids: list[str]) -> dict[str, bytes]:
+        """The objects of a reply that a stock node is still sending, one by one. Raises ObjectPullError."""
+        run_id = proto.metadata.run_id
+        contents = pull_objects(
+            object_ids,
+            make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
+            initial_backoff=_FIRST_WAIT_S,
+            backoff_cap=_LONGEST_WAIT_S,
+            max_tries_per_object=None,
+            max_time=SUPERLINK_PATIENCE_S,
+        )
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=proto.metadata.message_id)
+        )
+        return contents
 
     def _checked(self, reply: Message) -> Message:
         source = reply.metadata.src_node_id
@@ -564,7 +621,7 @@ def _report_end(grid: ObservingGrid, failure: str) -> None:
     status = SubStatus.FAILED if failure else SubStatus.COMPLETED
     try:
         grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=failure))
-    except httpx.HTTPError:
+    except (httpx.HTTPError, KeyboardInterrupt):  # Flower's client interrupts us where the claim was lost
         _log.exception("the SuperLink was not told of the end")
     grid.close()
 

@@ -7,6 +7,8 @@ What the gateway adds to Flower's Fleet API:
     pull-messages                       long poll; an empty answer means "nothing yet". A message is handed out again
                                         until it is confirmed or answered, so that a lost connection loses no message
     send-node-heartbeat                 answered here while no aggregator runs
+    bulk-pull, bulk-push                ours: pull-messages and push-messages with all objects in one body, framed by
+                                        `federator.framing`; see `aggregators.superlink_process`
     all others                          forwarded as they are
 
 Refusals are statuses that Flower's nodes know: 401 the key opens nothing, 403 the run does not run, 503 try again.
@@ -17,13 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import httpx
 from federator.contract import FLEET_WAITING_HEADER
+from federator.framing import first, pack
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -53,7 +57,8 @@ _GRANT_AGE_S = 0.5  # how long a waiting poll goes on without asking whether its
 _ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should its own heartbeats fail
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _HANDED_AT_MOST = 3
-
+_BULK_WAIT_S = 0.4  # how long the aggregator holds one look for a message; it answers at once when one comes
+_BULK_PATHS = {"bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -98,7 +103,7 @@ class Traffic:
 
 @dataclass(slots=True)
 class _Handed:
-    """A pull's answer whose receipt is not confirmed yet."""
+    """A message whose receipt is not confirmed yet, without its objects: Flower's PullMessagesResponse."""
 
     body: bytes
     message_id: str
@@ -124,6 +129,9 @@ class Caller:
     public_key: bytes
     grant: NodeGrant
     headers: dict[str, str]  # to forward
+
+
+_Look = Callable[[Caller, _Session, Endpoint, bytes], Awaitable[bytes]]
 
 
 class Gateway:
@@ -208,6 +216,13 @@ class Gateway:
 
     async def pull(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
         """The node's next message, or nothing when the poll ends."""
+        return await self._pull(caller, body, poll_s, self._next_message)
+
+    async def bulk_pull(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
+        """The node's next message with its run and all its objects, or nothing when the poll ends."""
+        return await self._pull(caller, body, poll_s, partial(self._next_whole_message, min(poll_s, _BULK_WAIT_S)))
+
+    async def _pull(self, caller: Caller, body: bytes, poll_s: float, look: _Look) -> bytes:
         request = _parsed(PullMessagesRequest, body)
         session = self._session(caller)
         async for _ in self._attempts(caller, poll_s):
@@ -217,7 +232,7 @@ class Gateway:
             if request.node.node_id != session.node_id:
                 raise AnotherNode
             # Shielded: a message that the SuperLink has handed out is kept even if this caller has just gone.
-            answer = await asyncio.shield(asyncio.ensure_future(self._next_message(caller, session, endpoint, body)))
+            answer = await asyncio.shield(asyncio.ensure_future(look(caller, session, endpoint, body)))
             if answer:
                 session.working = True
                 self._seen(caller.grant.participation_id, True)
@@ -272,6 +287,9 @@ class Gateway:
         except httpx.TransportError as error:
             raise NotNow from error
         self._note_status(caller, response.status_code)
+        if operation == "bulk-push" and response.is_success:
+            # A node works on one message at a time: what it was handed is what it has answered.
+            self._session(caller).handed = None
         return response
 
     # --- steps
@@ -292,12 +310,15 @@ class Gateway:
         self._seen(caller.grant.participation_id, False)
         self._session(caller).working = False
         while True:
+            begun = time.monotonic()
             yield
-            waited = time.monotonic() - started
+            ended = time.monotonic()
+            waited = ended - started
             if waited >= poll_s:
                 return
-            pause = max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, waited / 4))
-            await asyncio.sleep(min(pause, poll_s - waited))
+            # A look that was held at the aggregator has been the pause itself.
+            pause = max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, waited / 4)) - (ended - begun)
+            await asyncio.sleep(max(0.0, min(pause, poll_s - waited)))
             if time.monotonic() - checked > _GRANT_AGE_S:
                 self._grant(caller.public_key)
                 checked = time.monotonic()
@@ -345,18 +366,37 @@ class Gateway:
         async with session.lock:
             if session.handed is None:
                 answer = await self._ask(caller, endpoint, "pull-messages", body)
-                messages = _parsed(PullMessagesResponse, answer).messages_list if answer else ()
-                if not messages:
+                message_id = _message_id(answer)
+                if not message_id:
                     return b""
-                session.handed = _Handed(answer, messages[0].metadata.message_id)
-            handed = session.handed
-            handed.times += 1
-            if handed.times >= _HANDED_AT_MOST:
-                session.handed = None
-            return handed.body
+                session.handed = _Handed(answer, message_id)
+            body = session.handed.body
+            self._count_handing(session, session.handed)
+            return body
 
-    async def _ask(self, caller: Caller, endpoint: Endpoint, operation: str, body: bytes) -> bytes:
-        headers = {**caller.headers, "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
+    async def _next_whole_message(
+        self, wait_s: float, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes
+    ) -> bytes:
+        """As `_next_message`, with its objects: the aggregator has them until the node has answered."""
+        async with session.lock:
+            again = session.handed.body if session.handed is not None else b""
+            answer = await self._ask(caller, endpoint, "bulk-pull", pack([body, again], {}), wait_s)
+            if not answer:
+                session.handed = None  # nobody waits any more for what was handed out
+                return b""
+            if session.handed is None:
+                envelope = first(answer)
+                session.handed = _Handed(envelope, _message_id(envelope))
+            self._count_handing(session, session.handed)
+            return answer
+
+    def _count_handing(self, session: _Session, handed: _Handed) -> None:
+        handed.times += 1
+        if handed.times >= _HANDED_AT_MOST:
+            session.handed = None
+
+    async def _ask(self, caller: Caller, endpoint: Endpoint, operation: str, body: bytes, wait_s: float = 0.0) -> bytes:
+        headers = {**caller.headers, "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "prefer": f"wait={wait_s:g}"}
         headers.pop("content-length", None)
         try:
             response = await self._http.post(_url(endpoint, operation), content=body, headers=headers)
@@ -378,7 +418,13 @@ class Gateway:
 
 
 def _url(endpoint: Endpoint, operation: str) -> str:
-    return f"http://{endpoint.address}/v1/fleet/{operation}"
+    return f"http://{endpoint.address}{_BULK_PATHS.get(operation, f'/v1/fleet/{operation}')}"
+
+
+def _message_id(envelope: bytes) -> str:
+    """Id of the message in Flower's PullMessagesResponse; "" where it has none."""
+    messages = _parsed(PullMessagesResponse, envelope).messages_list
+    return messages[0].metadata.message_id if messages else ""
 
 
 def _parsed(kind: type[_Request], body: bytes) -> _Request:

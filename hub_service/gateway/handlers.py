@@ -17,7 +17,7 @@ from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Gateway, Refusal
 
 _SMALL_BODY = 1024**2  # bytes; requests that the gateway reads itself are envelopes without arrays
 _FLUSH_AT = 256 * 1024  # bytes
-_FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
+_FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object", "bulk-push"})
 _REFUSED = frozenset({"register-node", "unregister-node"})
 
 
@@ -166,6 +166,7 @@ class FleetHandler(RequestHandler):
         return {
             "activate-node": lambda caller, body: gateway.activate(caller, body, poll_s),
             "pull-messages": lambda caller, body: gateway.pull(caller, body, poll_s),
+            "bulk-pull": lambda caller, body: gateway.bulk_pull(caller, body, poll_s),
             "send-node-heartbeat": gateway.heartbeat,
             "deactivate-node": gateway.deactivate,
             "push-messages": gateway.push_messages,

@@ -54,6 +54,14 @@ def test_an_answer_is_used_for_a_short_while(service: Service) -> None:
         check.require("aa")
 
 
+def test_what_was_approved_a_moment_ago_may_run_at_once(service: Service) -> None:
+    check = ApprovalCheck(service, lambda: 0.0)
+    with pytest.raises(NotApproved):
+        check.require("aa")
+    service.approved = {"aa"}
+    check.require("aa")
+
+
 def test_no_answer_is_no_approval_and_is_not_kept(service: Service) -> None:
     now = 0.0
     service.approved = {"aa"}

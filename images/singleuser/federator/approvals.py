@@ -35,7 +35,8 @@ class ApprovalCheck:
 
     def require(self, fab_hash: str) -> None:
         """Return if the app version may run now. Raises NotApproved."""
-        if self._asked_at is None or self._clock() - self._asked_at > MAX_AGE_S:
+        fresh = self._asked_at is not None and self._clock() - self._asked_at <= MAX_AGE_S
+        if not fresh or fab_hash not in self._approved:  # it may have been approved a moment ago
             self._ask()
         if fab_hash not in self._approved:
             raise NotApproved("This site's data steward has not approved this app version for its dataset.")

@@ -24,6 +24,7 @@ from federator.contract import Assignment, ClientState, RunDetail
 from federator.delay import Delay
 
 STOP_TIMEOUT = 1.0  # seconds that a stopping kernel gives its node
+REPORT_PAUSE = 0.5  # seconds in which a node at work may change its state again before the service is told
 SHOW_TIMEOUT = 5.0  # seconds that showing the client waits for what the service knows of the last run
 
 OnState = Callable[[ClientState, str], None]
@@ -197,6 +198,9 @@ class FlowerClient:
         delay = Delay(random.random)
         while True:
             status = self._reports.get()
+            if status.state in (ClientState.READY, ClientState.WORKING):
+                # A node changes between these with each message, and the gateway sees that too.
+                self._closed.wait(REPORT_PAUSE)
             while not self._reports.empty():
                 status = self._reports.get()
             if self._closed.is_set():

@@ -1,8 +1,9 @@
 """The Flower node of a client kernel: takes messages from the project's aggregator and runs the ClientApp right here.
 
-It speaks Flower's Fleet API, as a stock `flower-supernode` does, through the Hub's one origin. What differs: the app
-runs in this warm process instead of a new one for each message; an app that is not approved here is refused before it
-is unpacked; nothing that the network or the app does ends the process.
+It speaks Flower's Fleet API, as a stock `flower-supernode` does, through the Hub's one origin. What differs: a message
+and its answer travel whole, in one request each (`federator.framing`); the app runs in this warm process instead of a
+new one for each message; an app that is not approved here is refused before it is unpacked; nothing that the network or
+the app does ends the process.
 
     thread "federator-node"   an event loop: long poll, heartbeat, objects of a message
     thread "federator-work"   one for each message: unpack, import, run, pack the answer
@@ -48,27 +49,17 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
-    PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ConfirmMessageReceivedResponse,
-    ObjectTree,
-    PullObjectRequest,
-    PullObjectResponse,
-    PushObjectRequest,
-    PushObjectResponse,
-)
 from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node as NodeProto
-from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from flwr.proto.run_pb2 import GetRunResponse
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -82,6 +73,7 @@ from federator import service_client as api
 from federator.app_import import forget, import_attribute, own_line
 from federator.approvals import ApprovalCheck, FetchApproved, NotApproved
 from federator.contract import FLEET_PREFIX, FLEET_WAITING_HEADER, Assignment, ClientState, Env
+from federator.framing import pack, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +86,6 @@ _CONNECT_TIMEOUT_S = 10.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
 _HEARTBEAT_S = 20.0
 _FAREWELL_S = 0.4
-_OBJECT_WAIT_S = 0.02
-_PARALLEL_OBJECTS = 4
 _KEPT_RUNS = 4  # contexts of the newest runs; a message of an older run begins with a fresh one
 _MEDIA_TYPE = "application/protobuf"
 _AGAIN = frozenset({404, 429, 500, 502, 503, 504})  # 404: the Hub's proxy while the service restarts
@@ -173,21 +163,25 @@ class FleetConnection:
         Raises:
             KeyRefused, RunEnded, NodeUnknown, FleetError.
         """
+        return _parsed(await self.exchange(operation, request.SerializeToString()), answer_type)
+
+    async def exchange(self, operation: str, content: bytes) -> bytes:
+        """As `call`, with the bodies as they are."""
         delay = _FIRST_RETRY_S
         while True:
             try:
-                response = await self.send(operation, request)
+                response = await self.send(operation, content)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 if response.status_code not in _AGAIN and not response.is_redirect:
-                    return _parsed(response, answer_type)
+                    return _content(response)
                 reason = f"HTTP {response.status_code}"
             self._on_trouble(reason)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes, guards nothing
             delay = min(2 * delay, _LONGEST_RETRY_S)
 
-    async def send(self, operation: str, request: Protobuf, wait: float | None = None) -> httpx.Response:
+    async def send(self, operation: str, content: bytes, wait: float | None = None) -> httpx.Response:
         """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway."""
         timestamp = now().isoformat()
         signature = sign_message(self._private_key, timestamp.encode("ascii"))
@@ -197,14 +191,18 @@ class FleetConnection:
         }
         if wait is not None:
             headers["prefer"] = f"wait={wait:g}"
-        return await self._http.post(operation, content=request.SerializeToString(), headers=headers)
+        return await self._http.post(operation, content=content, headers=headers)
 
 
-def _parsed(response: httpx.Response, answer_type: type[_Answer]) -> _Answer:
+def _parsed(content: bytes, answer_type: type[_Answer]) -> _Answer:
+    answer: _Answer = answer_type()
+    answer.ParseFromString(content)
+    return answer
+
+
+def _content(response: httpx.Response) -> bytes:
     if response.is_success:
-        answer: _Answer = answer_type()
-        answer.ParseFromString(response.content)
-        return answer
+        return response.content
     raise {401: KeyRefused, 403: RunEnded, 409: NodeUnknown}.get(response.status_code, FleetError)(_detail(response))
 
 
@@ -288,7 +286,6 @@ class Node:
         self._loaded: _Loaded | None = None
         self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._fabs: dict[str, bytes] = {}
-        self._runs: dict[int, Run] = {}
         self._worker_lock = threading.Lock()
         self._worker_ident: int | None = None
         self._thread = threading.Thread(target=self._main, name="federator-node", daemon=True)
@@ -360,7 +357,8 @@ class Node:
             with contextlib.suppress(TimeoutError, httpx.HTTPError):
                 async with asyncio.timeout(_FAREWELL_S):
                     if self._node_id:
-                        await connection.send("deactivate-node", DeactivateNodeRequest(node_id=self._node_id))
+                        farewell = DeactivateNodeRequest(node_id=self._node_id)
+                        await connection.send("deactivate-node", farewell.SerializeToString())
             await connection.close()
 
     def _cancel(self) -> None:
@@ -383,14 +381,14 @@ class Node:
     ) -> ActivateNodeResponse | None:
         """One answer to the wish to join; None: the key is known, but no aggregator runs yet."""
         try:
-            response = await connection.send("activate-node", request, wait)
+            response = await connection.send("activate-node", request.SerializeToString(), wait)
         except httpx.TransportError:
             return await connection.call("activate-node", request, ActivateNodeResponse)
         if response.headers.get(FLEET_WAITING_HEADER):
             return None
         if response.status_code in _AGAIN or response.is_redirect:
             return await connection.call("activate-node", request, ActivateNodeResponse)
-        return _parsed(response, ActivateNodeResponse)
+        return _parsed(_content(response), ActivateNodeResponse)
 
     async def _send_heartbeats(self, connection: FleetConnection) -> None:
         request = SendNodeHeartbeatRequest(
@@ -402,19 +400,20 @@ class Node:
                 await connection.call("send-node-heartbeat", request, SendNodeHeartbeatResponse)
 
     async def _take_messages(self, connection: FleetConnection) -> None:
-        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
+        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id)).SerializeToString()
         while True:
             asked_at = time.monotonic()
-            answer = await connection.call("pull-messages", request, PullMessagesResponse)
-            if not answer.messages_list:
+            body = await connection.exchange("bulk-pull", request)
+            if not body:
                 self._report(ClientState.READY, "Waiting for a run.")
                 if time.monotonic() - asked_at < _FIRST_RETRY_S:  # whoever answered holds no polls
                     await asyncio.sleep(_FIRST_RETRY_S)
                 continue
-            proto, tree = answer.messages_list[0], answer.message_object_trees[0]
+            (envelope, run), contents = unpack(body, messages=2)
+            (proto,) = _parsed(envelope, PullMessagesResponse).messages_list
             self._report(ClientState.WORKING, _describe(proto))
             try:
-                await self._answer(connection, proto, tree)
+                await self._answer(connection, proto, run_from_proto(_parsed(run, GetRunResponse).run), contents)
             except RunEnded:
                 _log.info(
                     "run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id
@@ -423,25 +422,17 @@ class Node:
                 _log.warning("message %s is lost: %s", proto.metadata.message_id, error)
             self._report(ClientState.READY, "Waiting for the next message.")
 
-    async def _answer(self, connection: FleetConnection, proto: MessageProto, tree: ObjectTree) -> None:
-        run = await self._run(connection, proto.metadata.run_id)
+    async def _answer(
+        self, connection: FleetConnection, proto: MessageProto, run: Run, contents: dict[str, bytes]
+    ) -> None:
         try:
             await self._in_worker(partial(self._approvals.require, run.fab_hash))
             fab = await self._fab(connection, run)
         except NotApproved as refusal:
-            # Its receipt is not confirmed: the SuperLink would delete objects that are still being sent to it.
             packed = _packed(_error_reply(proto, ErrorCode.INVALID_FAB, str(refusal)), 0.0)
         else:
-            contents = await self._pull_objects(connection, proto.metadata.run_id, tree)
-            await self._confirm(connection, proto)
             packed = await self._in_worker(partial(self._worked, _Task(proto, contents, run, fab)))
         await self._push(connection, packed)
-
-    async def _run(self, connection: FleetConnection, run_id: int) -> Run:
-        if run_id not in self._runs:
-            request = GetRunRequest(node=NodeProto(node_id=self._node_id), run_id=run_id)
-            self._runs[run_id] = run_from_proto((await connection.call("get-run", request, GetRunResponse)).run)
-        return self._runs[run_id]
 
     async def _fab(self, connection: FleetConnection, run: Run) -> bytes:
         """The run's app. Raises NotApproved if the bytes are not those that the hash stands for."""
@@ -453,60 +444,14 @@ class Node:
             self._fabs = {run.fab_hash: content}
         return self._fabs[run.fab_hash]
 
-    async def _pull_objects(self, connection: FleetConnection, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
-        node = NodeProto(node_id=self._node_id)
-        limit = asyncio.Semaphore(_PARALLEL_OBJECTS)
-
-        async def pull(object_id: str) -> bytes:
-            request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
-            async with limit:
-                while not (
-                    answer := await connection.call("pull-object", request, PullObjectResponse)
-                ).object_available:
-                    if not answer.object_found:
-                        raise FleetError("the aggregator has lost a part of it")
-                    await asyncio.sleep(_OBJECT_WAIT_S)
-            return bytes(answer.object_content)
-
-        object_ids = list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
-        return dict(zip(object_ids, await asyncio.gather(*map(pull, object_ids)), strict=True))
-
-    async def _confirm(self, connection: FleetConnection, proto: MessageProto) -> None:
-        request = ConfirmMessageReceivedRequest(
-            node=NodeProto(node_id=self._node_id),
-            run_id=proto.metadata.run_id,
-            message_object_id=proto.metadata.message_id,
-        )
-        await connection.call("confirm-message-received", request, ConfirmMessageReceivedResponse)
-
     async def _push(self, connection: FleetConnection, packed: _Packed) -> None:
-        node = NodeProto(node_id=self._node_id)
-        run_id = packed.proto.metadata.run_id
-        answer = await connection.call(
-            "push-messages",
-            PushMessagesRequest(
-                node=node,
-                messages_list=[packed.proto],
-                message_object_trees=[packed.tree],
-                clientapp_runtime_list=[packed.seconds],
-            ),
-            PushMessagesResponse,
+        request = PushMessagesRequest(
+            node=NodeProto(node_id=self._node_id),
+            messages_list=[packed.proto],
+            message_object_trees=[packed.tree],
+            clientapp_runtime_list=[packed.seconds],
         )
-        limit = asyncio.Semaphore(_PARALLEL_OBJECTS)
-
-        async def push(object_id: str) -> None:
-            request = PushObjectRequest(
-                node=node,
-                run_id=run_id,
-                object_id=object_id,
-                object_content=packed.objects[object_id],
-                session_id=answer.session_id,
-            )
-            async with limit:
-                if not (await connection.call("push-object", request, PushObjectResponse)).stored:
-                    raise FleetError("the aggregator did not keep a part of the answer")
-
-        await asyncio.gather(*map(push, answer.objects_to_push))
+        await connection.exchange("bulk-push", pack([request.SerializeToString()], packed.objects))
 
     async def _in_worker(self, work: Callable[[], _Result]) -> _Result:
         """What `work` returns or raises, run in a thread that does not keep the process from ending."""
