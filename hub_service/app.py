@@ -33,7 +33,7 @@ from hub_service.coordinator import Coordinator
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import fleet_routes
 from hub_service.hub_client import HubClient
-from hub_service.identity import OAuthCallback, hub_auth_from_environment
+from hub_service.identity import OAuthCallback, close_hub_connections, hub_auth_from_environment
 from hub_service.reconciler import Reconciler
 from hub_service.settings import Settings
 from hub_service.store.sql import SqlStore
@@ -103,6 +103,7 @@ class Service:
         sockets = bind_sockets(self._settings.port, self._settings.host)
         server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
+        self._opened.push_async_callback(close_hub_connections)
         self._opened.push_async_callback(server.close_all_connections)
         self._opened.callback(server.stop)
         return application

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, cast
 
 from federator.contract import Scope
+from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
 from tornado.web import HTTPError, RequestHandler
 
@@ -30,6 +31,11 @@ HUB_ANSWER_AGE_S = 2
 def hub_auth_from_environment() -> HubOAuth:
     """The Hub's OAuth client for this service, from the JUPYTERHUB_* variables that the Hub sets."""
     return HubOAuth(cache_max_age=HUB_ANSWER_AGE_S)
+
+
+async def close_hub_connections() -> None:
+    """Close the connections over which logins were checked, for this event loop. Called at the service's end."""
+    await JupyterHubHTTPClient.loop_instance().close()
 
 
 def principal_of(model: dict[str, Any]) -> Principal:

@@ -27,6 +27,7 @@ from hub_service.domain.projects import NodeGrant
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import fleet_routes
+from tests.fakes.measured import module_command
 
 PROJECT = "p1"
 STOP_S = 2.0
@@ -166,7 +167,11 @@ class Fleet:
 @asynccontextmanager
 async def fleet(folder: Path, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Fleet]:
     """A fleet that leaves no process behind."""
-    backend = LocalAggregators(folder)
+    backend = LocalAggregators(
+        folder,
+        superlink_command=module_command("hub_service.aggregators.superlink_process"),
+        serverapp_command=module_command("hub_service.aggregators.serverapp"),
+    )
     it: Fleet
     gateway = Gateway(
         grants=lambda key: it.grants.get(key),

@@ -28,7 +28,7 @@ from hub_service.coordinator import Coordinator
 from hub_service.domain.projects import Principal
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.hub_client import HubClient
-from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback
+from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback, close_hub_connections
 from hub_service.store.memory import MemoryStore
 from hub_service.web.routes import make_routes
 from tests.fakes.hub import STEWARD, FakeHub, Person
@@ -256,6 +256,7 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
     finally:
         server.stop()
         await server.close_all_connections()
+        await close_hub_connections()
 
 
 def path(route: Route, **ids: str) -> str:

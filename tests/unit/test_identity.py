@@ -23,6 +23,7 @@ from hub_service.identity import (
     ApiIdentity,
     OAuthCallback,
     PageIdentity,
+    close_hub_connections,
     hub_auth_from_environment,
     principal_of,
 )
@@ -138,6 +139,7 @@ async def serving(hub: FakeHubApi) -> AsyncIterator[Browser]:
     yield Browser(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", auth)
     server.stop()
     await server.close_all_connections()
+    await close_hub_connections()
 
 
 @pytest.fixture
