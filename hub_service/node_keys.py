@@ -20,6 +20,7 @@ from hub_service.domain.errors import Invalid
 
 _CURVES = (SECP256R1, SECP384R1, SECP521R1)  # Flower takes no other
 _LONGEST = 2000  # bytes; a P-384 key in PEM has 215
+_CURVES = (SECP256R1, SECP384R1, SECP521R1)  # the curves of NIST: Flower's SuperLink takes no others
 
 
 def flower_form(public_key: bytes) -> bytes:

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -27,11 +24,11 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 from google.protobuf.message import Message
 
 from hub_service.aggregators.base import Endpoint
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
+from hub_service.node_keys import flower_form
 
 CALL_TIMEOUT_S = 30.0
 _MEDIA_TYPE = "application/protobuf"
@@ -53,7 +50,7 @@ class SuperLink:
             Invalid: not a public key on a NIST elliptic curve.
             Conflict: the key was unregistered here before. Flower never takes such a key back.
         """
-        key = normal_public_key(public_key)
+        key = flower_form(public_key)
         try:
             answer = await self._call("register-node", RegisterNodeRequest(public_key=key), RegisterNodeResponse)
         except FlowerError as error:
@@ -70,7 +67,7 @@ class SuperLink:
 
     async def node_id(self, public_key: bytes) -> int | None:
         """The id of the node registered with this key, or None."""
-        key = normal_public_key(public_key)
+        key = flower_form(public_key)
         try:
             answer = await self._call("list-nodes", ListNodesRequest(), ListNodesResponse)
         except FlowerError as error:
@@ -133,21 +130,6 @@ class SuperLink:
         answer: _Answer = answer_type()
         answer.ParseFromString(response.content)
         return answer
-
-
-def normal_public_key(public_key: bytes) -> bytes:
-    """The key as Flower's nodes send it (PEM), from PEM or OpenSSH text.
-
-    Raises Invalid for anything but a public key on a NIST elliptic curve: Flower takes no other.
-    """
-    load = load_ssh_public_key if public_key.startswith(b"ecdsa-sha2-") else load_pem_public_key
-    try:
-        key = load(public_key)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise Invalid("This is no public key.", "Send an elliptic curve public key as PEM or OpenSSH text.") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not uses_nist_ec_curve(key):
-        raise Invalid("Flower takes only keys on a NIST elliptic curve.", "Make one with, for example, P-256.")
-    return bytes(public_key_to_bytes(key))
 
 
 def _refused(error: FlowerError) -> Invalid:

@@ -139,9 +139,9 @@ class FleetConnection:
         self._private_key = private_key
         self.public_key: bytes = public_key_to_bytes(private_key.public_key())
         self._on_trouble = on_trouble
-        verify: ssl.SSLContext | bool = tls
-        if tls and root_certificates is not None:
-            verify = ssl.create_default_context(cadata=root_certificates.decode("ascii"))
+        # The trust of the whole process (SSL_CERT_FILE, the system's store), not httpx's own list.
+        authority = root_certificates.decode("ascii") if root_certificates else None
+        verify = ssl.create_default_context(cadata=authority) if tls else False
         self._http = httpx.AsyncClient(
             base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
             verify=verify,
