@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,6 +31,11 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Settles once nothing is wider than the window; the page's own policy forbids Playwright's `wait_for_function`.
+FITS = """(width) => new Promise((fits) => {
+  const look = () => document.documentElement.scrollWidth <= width ? fits() : requestAnimationFrame(look);
+  look();
+})"""
 OWNER, MEMBER = RESEARCHERS[0], COLLEAGUES[2]
 PROJECT = "Breast aspirates, seen by people"
 
@@ -59,7 +65,8 @@ class Visitor:
         """Take screenshots of the page, wide and as on a phone."""
         for width, size in (("1280", WIDE), ("390", PHONE)):
             await self.page.set_viewport_size(size)  # type: ignore[arg-type]
-            await self.page.wait_for_function(f"document.documentElement.scrollWidth <= {size['width']}")
+            async with asyncio.timeout(PATIENCE_MS / 1000):
+                await self.page.evaluate(FITS, size["width"])
             await self.page.screenshot(path=SCREENSHOTS / f"{name}-{width}.png", full_page=True)
         await self.page.set_viewport_size(WIDE)  # type: ignore[arg-type]
 
