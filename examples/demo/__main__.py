@@ -31,8 +31,8 @@ def main() -> int:
     display.headline(
         "Notebook Federator",
         "Three hospitals train one model. No patient's data leaves its hospital.\n"
-        "Hub, single sign-on, notebook servers and Flower are the real ones, all on\n"
-        "this one machine and account: the demo shows the work and isolates nothing.",
+        "Hub, single sign-on, notebook servers and Flower are the real ones.\n"
+        "All share this machine and account: it shows the work and isolates nothing.",
     )
     stack: Stack | None = None
     try:
@@ -89,8 +89,8 @@ def prepare_study(data: Path | None) -> tuple[Study, DatasetFolder]:
 def tell_outcome(display: Display, outcome: Outcome) -> None:
     gain = 100 * (outcome.federated - outcome.best_alone)
     display.console.print(
-        f"\n  On all test data together the federated model is [bold]{gain:+.1f} points[/] from the best single site "
-        f"({outcome.federated:.3f} against {outcome.best_alone:.3f})."
+        f"\n  On all test data: federated {outcome.federated:.3f}, best single site {outcome.best_alone:.3f}, "
+        f"[bold]{gain:+.1f} points[/]."
     )
 
 

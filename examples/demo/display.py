@@ -64,30 +64,28 @@ class Display:
             view.refresh = lambda: live.update(view.render())
             yield view
 
-    def result_table(self, scores: Sequence[dict[str, Any]], sites: dict[str, str], metric: str) -> None:
+    def result_table(self, scores: Sequence[dict[str, Any]], sites: Sequence[str], metric: str) -> None:
         """Each model's metric on each site's test data and on all of it together.
 
         Args:
             scores: contract.Score objects as JSON.
-            sites: slug -> title, in the order of the columns.
+            sites: slugs, in the order of the columns.
             metric: which of the metrics to show.
         """
-        table = Table(title=f"Test {metric}: each model (row) on each site's test data (column)", title_justify="left")
+        table = Table(title=f"Test {metric}: each model on each site's test data", title_justify="left")
         table.add_column("model")
-        for title in sites.values():
-            table.add_column(title, justify="right")
+        for site in sites:
+            table.add_column(site, justify="right")
         table.add_column("all together", justify="right", style="bold")
         models = [*sites, "federated"]
-        best = max(
-            (score["metrics"].get(metric, 0.0) for score in scores if score["on_site"] == ALL_SITES), default=0.0
-        )
+        best = max(find_score(scores, model, ALL_SITES, metric) or 0.0 for model in models)
         for model in models:
             cells = []
             for column in [*sites, ALL_SITES]:
                 value = find_score(scores, model, column, metric)
                 text = "-" if value is None else f"{value:.3f}"
                 cells.append(f"[green]{text}" if column == ALL_SITES and value == best else text)
-            name = "[bold]federated" if model == "federated" else f"{sites[model]} alone"
+            name = "[bold]federated" if model == "federated" else f"{model} alone"
             table.add_row(name, *cells, end_section=model == models[-2])
         self.console.print()
         self.console.print(table)

@@ -92,7 +92,7 @@ async def _journey(
         )
         details.extend(f"[cyan]{line}" for line in cell.splitlines())
 
-    with display.step("Each site's data steward reads the code and approves exactly this version") as details:
+    with display.step("Each site's data steward reads the code and approves this version") as details:
         await asyncio.gather(*(one.log_in() for one in deciders))
         for one in deciders:
             details.append(await _approve(one, project_id))
@@ -113,7 +113,7 @@ async def _journey(
             f"model.safetensors, {len(model):,} bytes, sha256 {sha256[:16]}..., {len(record)} entries in its record"
         )
 
-    display.result_table(run["scores"], titles, METRIC)
+    display.result_table(run["scores"], list(titles), METRIC)
     display.note(study.skew)
     return _outcome(project_id, run_id, run["scores"], titles)
 
@@ -164,7 +164,7 @@ async def _run(owner: Browser, project_id: str, study: Study, titles: dict[str, 
     """Start the run and follow it to its end, as the project page does."""
     started = await owner.post(f"api/projects/{project_id}/runs", {"rounds": study.rounds, "compare": True})
     with (
-        display.step(f"{owner.username} starts the run: {study.rounds} rounds, then each site alone for comparison"),
+        display.step(f"{owner.username} starts the run: {study.rounds} rounds, then each site alone"),
         display.rounds(study.rounds, METRIC) as view,
     ):
         async for kind, run in owner.watch(project_id):
