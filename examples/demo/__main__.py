@@ -32,7 +32,7 @@ def main() -> int:
         "Notebook Federator",
         "Three hospitals train one model. No patient's data leaves its hospital.\n"
         "Hub, single sign-on, notebook servers and Flower are the real ones.\n"
-        "All share this machine and account: it shows the work and isolates nothing.",
+        "They share this machine and account: nothing is isolated.",
     )
     stack: Stack | None = None
     try:
@@ -96,7 +96,7 @@ def tell_outcome(display: Display, outcome: Outcome) -> None:
 
 def leave_up(display: Display, stack: Stack, outcome: Outcome) -> None:
     """Say where to look and as whom, and wait for Ctrl-C."""
-    display.headline("The Hub stays up", "Open it in a browser, log in as anybody of the list. Ctrl-C ends everything.")
+    display.headline("The Hub stays up", "Open it in a browser and log in as anybody below. Ctrl-C ends everything.")
     display.lines(
         f"Hub      {stack.origin}",
         f"Project  {stack.origin}/services/federation/projects/{outcome.project_id}",

@@ -150,7 +150,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """Each model on each site's test data, the last column on all of it together."""
+    """Each model on all test data together, which a narrow window must show first, and on each site's."""
 
     metric: str
     columns: tuple[str, ...]
@@ -165,7 +165,7 @@ def result_table(run: RunDetail, titles: Mapping[str, str]) -> ResultTable | Non
         return None
     by_place = {(score.model, score.on_site): score for score in run.scores}
     models = [FEDERATED, *(site for site in run.sites if any(score.model == site for score in run.scores))]
-    columns = [*run.sites, ALL_SITES]
+    columns = [ALL_SITES, *run.sites]
     best = {column: _best(run.scores, column, metric) for column in columns}
     rows = tuple(
         TableRow(
@@ -177,7 +177,7 @@ def result_table(run: RunDetail, titles: Mapping[str, str]) -> ResultTable | Non
     )
     return ResultTable(
         metric=metric_title(metric),
-        columns=(*(titles.get(site, site) for site in run.sites), "All sites"),
+        columns=("All sites", *(titles.get(site, site) for site in run.sites)),
         rows=rows,
         conclusion=_conclusion(run.scores, metric, titles),
     )

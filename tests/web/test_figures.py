@@ -110,9 +110,9 @@ def test_the_table_names_the_best_model_of_each_column() -> None:
     )
     table = result_table(run(scores=scores), TITLES)
     assert table is not None
-    assert table.columns == ("North Hospital", "South Clinic", "All sites")
+    assert table.columns == ("All sites", "North Hospital", "South Clinic")
     assert [row.title for row in table.rows] == ["Federated", "North Hospital alone"]
-    assert [[cell.best for cell in row.cells] for row in table.rows] == [[False, True, True], [True, False, False]]
+    assert [[cell.best for cell in row.cells] for row in table.rows] == [[True, False, True], [False, True, False]]
     assert "accuracy 0.850" in table.conclusion
     assert "North Hospital, has 0.700 alone" in table.conclusion
 
@@ -122,9 +122,9 @@ def test_less_loss_is_better_and_a_missing_score_is_shown_as_missing() -> None:
     table = result_table(run(scores=scores), TITLES)
     assert table is not None
     federated, south = table.rows
-    assert [cell.value for cell in federated.cells] == [None, None, 0.5]
-    assert not federated.cells[2].best
-    assert south.cells[2].best
+    assert [cell.value for cell in federated.cells] == [0.5, None, None]
+    assert not federated.cells[0].best
+    assert south.cells[0].best
     assert "South Clinic, has 0.200 alone" in table.conclusion
 
 
@@ -136,7 +136,7 @@ def test_without_comparison_nothing_is_concluded() -> None:
         run(scores=(score("federated", "", loss=float("nan")), score("north", "", loss=0.5))), TITLES
     )
     assert diverged is not None
-    assert diverged.rows[0].cells[-1].value is None
+    assert diverged.rows[0].cells[0].value is None
     assert result_table(run(), TITLES) is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from jupyterhub._data import DATA_FILES_PATH
-from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, Route, async_playwright, expect
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from tests.fakes.hub import FakeHub
@@ -140,6 +140,25 @@ async def test_the_curve_is_drawn_and_the_result_follows_without_a_reload(
 
         world.coordinator.remove_member(world.principal("ada"), project_id, "ben")
         await expect(page.locator("h1")).to_have_text("404 : Not Found")
+
+
+async def test_a_stream_that_is_refused_for_good_brings_a_fresh_page(world: World, visit: Visit) -> None:
+    project_id, _ = await world.shared_project()
+    async with visit.page("ada") as page:
+        refused = []
+
+        async def refuse_once(route: Route) -> None:
+            if refused:
+                await route.continue_()
+            else:
+                refused.append(route.request.url)
+                await route.fulfill(status=403)
+
+        await page.route("**/events*", refuse_once)
+        async with page.expect_response(lambda response: "/events" in response.url and response.ok):
+            await page.goto(f"{world.url}projects/{project_id}")
+        await expect(page.locator("#connection")).to_be_hidden()
+        assert len(refused) == 1
 
 
 @pytest.mark.parametrize("width", WIDTHS)

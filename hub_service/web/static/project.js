@@ -44,9 +44,22 @@
     window.Plotly.react(curve, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   };
 
+  // A stream that is refused for good was refused for its login or its XSRF token, as after a second login in another
+  // tab. A fresh page has both anew. Not more often than this, so that a page never reloads in circles.
+  const RENEW_AT_MOST_EVERY_MS = 30000;
+  const renew = () => {
+    const renewed = Number(window.sessionStorage.getItem("federation-renewed"));
+    if (Date.now() - renewed < RENEW_AT_MOST_EVERY_MS) return;
+    window.sessionStorage.setItem("federation-renewed", String(Date.now()));
+    window.location.reload();
+  };
+
   const stream = new EventSource(live.dataset.events);
   stream.addEventListener("open", () => { connection.hidden = true; });
-  stream.addEventListener("error", () => { connection.hidden = false; });
+  stream.addEventListener("error", () => {
+    connection.hidden = false;
+    if (stream.readyState === EventSource.CLOSED) renew();
+  });
   stream.addEventListener("section", (event) => showSection(JSON.parse(event.data)));
   stream.addEventListener("figure", (event) => showFigure(JSON.parse(event.data)));
   stream.addEventListener("gone", () => {
