@@ -149,7 +149,7 @@ def test_all_errors_are_told_at_once(folder: Path) -> None:
 
 
 def test_two_sites_do_not_share_a_work_dir(folder: Path) -> None:
-    second = '[sites.b]\nkind = "embedded"\ntitle = "B"\ncontact = "Bo"\nwork_dir = "work/../work/a"\n'
+    second = '[sites.b]\nkind = "embedded"\ntitle = "B"\ncontact = "Bo"\nwork_dir = "work/b/../a"\n'
     assert "sites.b.work_dir: is also hospital-a's" in refusal(folder, GOOD + second)
 
 
