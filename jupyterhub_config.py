@@ -12,7 +12,7 @@ from federator.contract import FLEET_PREFIX
 import spawner
 from spawner import access, deployment
 from spawner.authenticator import SiteAuthenticator
-from spawner.site_spawner import EmbeddedSiteSpawner
+from spawner.kinds import spawner_class
 
 c = get_config()  # noqa: F821 - traitlets puts it here
 
@@ -48,8 +48,8 @@ c.JupyterHub.custom_scopes = access.CUSTOM_SCOPES
 c.JupyterHub.load_roles = access.roles(wanted)
 
 # Where servers run, and the federation service
-c.JupyterHub.spawner_class = EmbeddedSiteSpawner
-c.EmbeddedSiteSpawner.deployment = wanted
+c.JupyterHub.spawner_class = spawner_class(wanted)
+c.SiteSpawner.deployment = wanted
 c.JupyterHub.services = [access.service(wanted)]
 
 # How the Hub's pages look

@@ -11,7 +11,7 @@ from typing import Any
 from federator import contract
 from federator.contract import SERVICE_NAME, SITE_GROUP_PREFIX, STEWARD_GROUP_PREFIX, Scope
 
-from spawner.deployment import Deployment
+from spawner.deployment import Deployment, LocalAggregators
 from spawner.sso import ADMIN_GROUP
 
 CUSTOM_SCOPES = {
@@ -69,6 +69,7 @@ def service(deployment: Deployment) -> dict[str, Any]:
         "environment": {
             "FEDERATION_STATE_DIR": str(state_dir(deployment)),
             "FEDERATION_SITES": json.dumps([asdict(site) for site in public_sites(deployment)]),
+            "FEDERATION_AGGREGATORS": json.dumps(aggregators(deployment)),
             "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
             "FLWR_TELEMETRY_ENABLED": "0",
         },
@@ -83,6 +84,23 @@ def service_url(deployment: Deployment) -> str:
 def state_dir(deployment: Deployment) -> Path:
     """The service's folder."""
     return deployment.hub.data_dir / "federation"
+
+
+def aggregators(deployment: Deployment) -> dict[str, Any]:
+    """How the service runs aggregators, as its settings read it."""
+    wanted = deployment.aggregators
+    if isinstance(wanted, LocalAggregators):
+        return {"kind": wanted.kind}
+    return {
+        "kind": wanted.kind,
+        "engine": wanted.engine,
+        "tls_dir": str(wanted.tls_dir) if wanted.tls_dir else None,
+        "image": wanted.image,
+        "memory_bytes": int(wanted.memory),
+        "cpus": wanted.cpus,
+        "disk_bytes": int(wanted.disk),
+        "hours": wanted.hours,
+    }
 
 
 def public_sites(deployment: Deployment) -> list[contract.Site]:

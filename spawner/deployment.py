@@ -1,6 +1,8 @@
-"""The one file in which a deployment differs from another: `[hub]`, `[sso]` and `[sites.<slug>]`.
+"""The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]` and `[sites.<slug>]`.
 
 `deploy/deployment.toml` shows every key. Secrets are in the environment only, as `jupyterhub_config.py` lists them.
+A site can stand in a file of its own, `sites.d/<slug>.toml` beside the deployment file, with what `[sso]` says of it:
+`python -m spawner.admin add` writes such a file.
 """
 
 from __future__ import annotations
@@ -8,18 +10,31 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationError, model_validator
 
-from spawner.sites import Site
+from spawner.sites import ContainerSite, EmbeddedSite, Site, SupernodeSite
 from spawner.sso import Sso
-from spawner.tables import ExistingFile, Problem, RelativePath, Slug, Table, Text, dotted, problems_of
+from spawner.tables import (
+    ExistingFile,
+    ExistingFolder,
+    Origin,
+    Problem,
+    RelativePath,
+    Slug,
+    Table,
+    Text,
+    dotted,
+    problems_of,
+)
 
 CONFIG_VARIABLE = "NOTEBOOK_FEDERATOR_CONFIG"
 CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
+SITES_FOLDER = "sites.d"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -43,8 +58,8 @@ class Hub(Table):
         proxy_command: how to start configurable-http-proxy.
     """
 
-    bind_url: Text
-    public_url: Text | None = None
+    bind_url: Origin
+    public_url: Origin | None = None
     data_dir: RelativePath
     admin_contact: Text
     tls_cert: ExistingFile | None = None
@@ -53,16 +68,6 @@ class Hub(Table):
     service_port: Port = 8082
     proxy_api_port: Port = 8001
     proxy_command: tuple[Text, ...] = Field(default=("configurable-http-proxy",), min_length=1)
-
-    @field_validator("bind_url", "public_url")
-    @classmethod
-    def _origin(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-            raise ValueError("is no origin; write scheme, host and port without a path: http://127.0.0.1:8000")
-        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Hub:
@@ -83,16 +88,34 @@ class Hub(Table):
         """Scheme, host and port that people and notebook servers use."""
         return self.public_url or self.bind_url
 
-    @property
-    def fleet_address(self) -> str:
-        """host:port that a SuperNode dials."""
-        parts = urlsplit(self.origin)
-        return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
-    @property
-    def speaks_tls(self) -> bool:
-        """Whether people and nodes reach the Hub by TLS."""
-        return self.origin.startswith("https://")
+class LocalAggregators(Table):
+    """`[aggregators]` with `kind = "local"`: processes of the Hub's own machine and account. They isolate nothing."""
+
+    kind: Literal["local"] = "local"
+
+
+class DockerAggregators(Table):
+    """`[aggregators]` with `kind = "docker"`: containers without a network, on an engine of the Hub's own machine.
+
+    Attributes:
+        engine: where the engine listens. The service and the engine share a file system.
+        cpus, memory: limits of each of an aggregator's two containers.
+        disk: what a run may write.
+        hours: how long a run may take.
+    """
+
+    kind: Literal["docker"]
+    engine: Text = "unix:///var/run/docker.sock"
+    tls_dir: ExistingFolder | None = None
+    image: Text
+    cpus: float = Field(default=2.0, gt=0)
+    memory: ByteSize = Field(default=ByteSize(8 * 1024**3), ge=512 * 1024**2)
+    disk: ByteSize = Field(default=ByteSize(20 * 1024**3), ge=1024**2)
+    hours: float = Field(default=72.0, gt=0)
+
+
+Aggregators = Annotated[LocalAggregators | DockerAggregators, Field(discriminator="kind")]
 
 
 class Deployment(Table):
@@ -100,6 +123,7 @@ class Deployment(Table):
 
     hub: Hub
     sso: Sso
+    aggregators: Aggregators = Field(default_factory=LocalAggregators)
     sites: dict[Slug, Site] = Field(min_length=1)
 
 
@@ -126,21 +150,40 @@ def load(path: Path) -> Deployment:
     Raises:
         DeploymentError: with everything that is wrong, not the first thing only.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeploymentError(path, [Problem("", f"it cannot be read: {error.strerror}")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DeploymentError(path, [Problem("", f"it is not TOML: {error}")]) from None
+    raw = _tables(path)
+    for site_file in sorted(path.with_name(SITES_FOLDER).glob("*.toml")):
+        if problems := list(_merge(raw, _tables(site_file))):
+            raise DeploymentError(site_file, problems)
     unresolved = list(_unknown_sites(raw))
     try:
         deployment = Deployment.model_validate(raw, context={"folder": path.resolve().parent})
     except ValidationError as error:
         raise DeploymentError(path, problems_of(error) + unresolved) from None
-    problems = unresolved + list(_shared_folders(deployment))
+    problems = [*unresolved, *_shared_folders(deployment), *_mixed_kinds(deployment), *_unreachable_hub(deployment)]
     if problems:
         raise DeploymentError(path, problems)
     return deployment
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DeploymentError(path, [Problem("", f"it cannot be read: {error.strerror}")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DeploymentError(path, [Problem("", f"it is not TOML: {error}")]) from None
+
+
+def _merge(into: dict[str, Any], tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """Add a site's file to the deployment. Nothing is written over: what two files say is told."""
+    for key, value in tables.items():
+        known = into.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            yield from _merge(known, value, (*above, key))
+        elif key in into:
+            yield Problem(dotted((*above, key)), "another file of this deployment says it already; remove one")
+        else:
+            into[key] = value
 
 
 def _unknown_sites(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -169,6 +212,52 @@ def _shared_folders(deployment: Deployment) -> Iterator[Problem]:
     """Sites that would put their users' homes into one folder."""
     first: dict[Path, str] = {}
     for slug, site in deployment.sites.items():
+        if not isinstance(site, EmbeddedSite):
+            continue
         other = first.setdefault(site.work_dir.resolve(), slug)
         if other != slug:
             yield Problem(dotted(("sites", slug, "work_dir")), f"is also {other}'s; give each site a folder of its own")
+
+
+def _mixed_kinds(deployment: Deployment) -> Iterator[Problem]:
+    """What would undo the isolation of a site with an engine: a neighbour, or an aggregator, in the Hub's account."""
+    kinds = {slug: site.kind for slug, site in deployment.sites.items() if not isinstance(site, SupernodeSite)}
+    for slug, kind in kinds.items():
+        others = sorted({f"{other} ({kinds[other]})" for other in kinds if kinds[other] != kind})
+        if others:
+            text = f"is {kind}, and others are not: {', '.join(others)}; one Hub runs servers in one way"
+            yield Problem(dotted(("sites", slug, "kind")), text)
+    isolated = [slug for slug, site in deployment.sites.items() if isinstance(site, ContainerSite)]
+    if isolated and deployment.aggregators.kind == "local":
+        yield Problem(
+            "aggregators",
+            f"run in the Hub's account, where they can read the keys of {', '.join(isolated)}; "
+            'write `kind = "docker"` and an `image`',
+        )
+
+
+def _unreachable_hub(deployment: Deployment) -> Iterator[Problem]:
+    """Sites whose servers could not find the Hub: they have no DNS."""
+    for slug, site in deployment.sites.items():
+        if isinstance(site, ContainerSite) and hub_address(deployment.hub, site) is None:
+            host = urlsplit(site.hub_url or deployment.hub.origin).hostname
+            yield Problem(
+                dotted(("sites", slug, "hub_address")),
+                f"is missing; servers have no DNS: write the IPv4 address at which the site reaches {host}",
+            )
+
+
+def hub_origin(hub: Hub, site: ContainerSite) -> str:
+    """Scheme, host and port at which a site's servers reach the Hub, which is all that they reach."""
+    return site.hub_url or hub.origin
+
+
+def hub_address(hub: Hub, site: ContainerSite) -> str | None:
+    """IPv4 address of the host in `hub_origin`; None where nobody said it."""
+    if site.hub_address is not None:
+        return str(site.hub_address)
+    host = urlsplit(hub_origin(hub, site)).hostname or ""
+    try:
+        return str(IPv4Address(host))
+    except ValueError:
+        return None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from federator.contract import SERVICE_PREFIX, Env, Scope
-
-from spawner.deployment import Hub
 
 SERVER_TOKEN_SCOPES = (
     # What the Hub's own "server" role gives; this list takes its place.
@@ -25,21 +24,28 @@ CLIENT_ARGUMENTS = (
 )
 
 
-def environment(hub: Hub, slug: str, datasets: Mapping[str, str]) -> dict[str, str]:
+def environment(origin: str, slug: str, datasets: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for a server at a site.
 
     Args:
+        origin: the Hub's scheme, host and port as the server sees it.
         datasets: name of each of the site's datasets -> its folder as the server sees it.
     """
     return {
-        Env.SERVICE_URL: hub.origin + SERVICE_PREFIX,
-        Env.FLEET_ADDRESS: hub.fleet_address,
-        Env.FLEET_TLS: "1" if hub.speaks_tls else "0",
+        Env.SERVICE_URL: origin + SERVICE_PREFIX,
+        Env.FLEET_ADDRESS: fleet_address(origin),
+        Env.FLEET_TLS: "1" if origin.startswith("https://") else "0",
         Env.SITE: slug,
         Env.DATASETS: json.dumps(dict(datasets), sort_keys=True),
         # flwr reports its use to its makers unless told not to; a site's server calls nobody but the Hub.
         "FLWR_TELEMETRY_ENABLED": "0",
     }
+
+
+def fleet_address(origin: str) -> str:
+    """host:port that a SuperNode dials."""
+    parts = urlsplit(origin)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def server_arguments(*, runs_as_root: bool) -> list[str]:

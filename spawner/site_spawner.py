@@ -1,4 +1,11 @@
-"""Starts people's servers at their sites. One class for each kind of site."""
+"""Starts people's servers at their sites. What every kind of site shares, and the embedded kind.
+
+SiteSpawner                     who may start a server, where, and with what; a mixin over any of the Hub's spawners
+├── EmbeddedSiteSpawner         processes
+└── ContainerSiteSpawner        see `container_site_spawner.py`
+    ├── DockerSiteSpawner       containers on the site's own engine
+    └── SwarmSiteSpawner        services on a Swarm's nodes with the site's label
+"""
 
 from __future__ import annotations
 
@@ -7,30 +14,107 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyterhub.slugs import safe_slug
 from jupyterhub.spawner import SimpleLocalProcessSpawner, SpawnException
 from traitlets import Instance, default
+from traitlets.config import LoggingConfigurable
 
 from spawner.deployment import Deployment
 from spawner.injection import SERVER_TOKEN_SCOPES, environment, server_arguments
 from spawner.placement import Placement, PlacementRefused, place
+from spawner.sites import EmbeddedSite
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """All that an embedded site's server gets of the Hub's own environment."""
 
 PORT_CHECK_INTERVAL = 0.1  # seconds
+CONNECT_TIMEOUT_S = 2.0
 
 
-class EmbeddedSiteSpawner(SimpleLocalProcessSpawner):
+class SiteSpawner(LoggingConfigurable):
+    """A server at the site of its person. A mixin over a spawner that runs servers: `class S(SiteSpawner, Other)`."""
+
+    if TYPE_CHECKING:  # what the spawner beside it has
+        user: Any
+        start_timeout: int
+
+        async def poll(self) -> Any: ...
+
+    deployment = Instance(Deployment, help="The checked deployment file.").tag(config=True)
+
+    @default("server_token_scopes")
+    def _server_token_scopes_default(self) -> list[str]:
+        return list(SERVER_TOKEN_SCOPES)
+
+    @default("default_url")
+    def _default_url_default(self) -> str:
+        return "/lab"
+
+    def placement(self) -> Placement:
+        """Where this person's server runs. Their groups decide, each time anew.
+
+        Raises:
+            SpawnException: they have no site, or one without servers; the page shows why.
+        """
+        groups = [group.name for group in self.user.groups]
+        try:
+            return place(groups, self.deployment.sites, self.deployment.hub.admin_contact)
+        except PlacementRefused as refused:
+            raise SpawnException(str(refused), reason="no-site", status_code=403) from None
+
+    async def listens(self, host: str, port: int, patience_s: float) -> None:
+        """Return once the server listens.
+
+        The Hub looks for itself after this, but at growing intervals: it would see a server that needs four seconds
+        only after seven, and one that ended only after its `http_timeout`.
+
+        Args:
+            patience_s: how long to wait, in seconds.
+
+        Raises:
+            SpawnException: the server ended instead, or cannot be reached.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while (status := await self.poll()) is None:
+                    if await _connects(host, port):
+                        return
+                    await asyncio.sleep(PORT_CHECK_INTERVAL)
+                raise self._ended(status)
+        raise self._unreachable(host, port)
+
+    def _ended(self, status: object) -> SpawnException:
+        ask = f"Try again; if that repeats, ask {self.deployment.hub.admin_contact}."
+        return SpawnException(
+            f"Your server ended while it was starting, with status {status}. {ask}", reason="ended", status_code=500
+        )
+
+    def _unreachable(self, host: str, port: int) -> SpawnException:
+        return SpawnException(
+            f"Your server was started, but the Hub does not reach it at {host}:{port}. "
+            f"Ask {self.deployment.hub.admin_contact}: a firewall between the Hub and the site is the usual cause.",
+            reason="unreachable",
+            status_code=504,
+        )
+
+
+async def _connects(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            return True
+    return False
+
+
+class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
     """A server as a process of the Hub's machine and account, in the site's working folder.
 
     It isolates nothing: whoever can run code in one server can read the other sites' files and datasets. For
     demonstrations and development.
     """
-
-    deployment = Instance(Deployment, help="The checked deployment file.").tag(config=True)
 
     @default("cmd")
     def _cmd_default(self) -> list[str]:
@@ -44,69 +128,35 @@ class EmbeddedSiteSpawner(SimpleLocalProcessSpawner):
     def _env_keep_default(self) -> list[str]:
         return list(INHERITED)
 
-    @default("server_token_scopes")
-    def _server_token_scopes_default(self) -> list[str]:
-        return list(SERVER_TOKEN_SCOPES)
-
-    @default("default_url")
-    def _default_url_default(self) -> str:
-        return "/lab"
-
     async def start(self) -> Any:
         """Place the person, make their home folder and start their server.
 
         Raises:
             SpawnException: the person has no site, or the server ended; the page shows why.
         """
-        try:
-            placement = self._placement()
-        except PlacementRefused as refused:
-            raise SpawnException(str(refused), reason="no-site", status_code=403) from None
-        home = home_folder(placement.site.work_dir, self.user.name)
+        home = home_folder(self._embedded_site().work_dir, self.user.name)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home_dir = str(home)
         self.notebook_dir = str(home)
-        address = await super().start()
-        await self._port_opens(*address)
-        return address
+        host, port = await super().start()
+        await self.listens(host, port, self.start_timeout)
+        return host, port
+
+    def _embedded_site(self) -> EmbeddedSite:
+        site = self.placement().site
+        assert isinstance(site, EmbeddedSite)  # noqa: S101 - chosen by the sites' kind, which is one for all
+        return site
 
     def get_env(self) -> dict[str, str]:
         """The server's whole environment; called by `start`."""
-        placement = self._placement()
-        datasets = {name: str(dataset.path) for name, dataset in placement.site.datasets.items()}
+        datasets = {name: str(dataset.path) for name, dataset in self._embedded_site().datasets.items()}
         # One machine for all sites: numerical libraries that each take every core stand in each other's way.
         threads = max(1, (os.cpu_count() or 1) // len(self.deployment.sites))
         return {
             **super().get_env(),
-            **environment(self.deployment.hub, placement.slug, datasets),
+            **environment(self.deployment.hub.origin, self.placement().slug, datasets),
             "OMP_NUM_THREADS": str(threads),
         }
-
-    async def _port_opens(self, host: str, port: int) -> None:
-        """Return once the server listens.
-
-        The Hub looks for itself after this, but at growing intervals: it would see a server that needs four seconds
-        only after seven, and one that ended only after its `http_timeout`. Its `start_timeout` ends this wait.
-
-        Raises:
-            SpawnException: the server ended instead.
-        """
-        while (status := await self.poll()) is None:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection(host, port)
-                writer.close()
-                return
-            await asyncio.sleep(PORT_CHECK_INTERVAL)
-        ask = f"Try again; if that repeats, ask {self.deployment.hub.admin_contact}."
-        raise SpawnException(
-            f"Your server ended while it was starting, with status {status}. {ask}",
-            reason="ended",
-            status_code=500,
-        )
-
-    def _placement(self) -> Placement:
-        groups = [group.name for group in self.user.groups]
-        return place(groups, self.deployment.sites, self.deployment.hub.admin_contact)
 
 
 def home_folder(work_dir: Path, username: str) -> Path:

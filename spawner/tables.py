@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo
 
@@ -29,8 +30,8 @@ _TEXTS = {
     "extra_forbidden": f"is not a key of this table; correct its spelling or remove it ({EXAMPLE} shows every key)",
     "string_pattern_mismatch": "is no slug; use lower-case letters, digits and hyphens, at most 32",
     "string_too_short": "is empty; write a value",
-    "union_tag_not_found": 'has no kind; add `kind = "embedded"`',
-    "union_tag_invalid": 'is of an unknown kind; write `kind = "embedded"`',
+    "union_tag_not_found": 'has no kind; add `kind = "docker"`, "swarm", "supernode" or "embedded"',
+    "union_tag_invalid": 'is of an unknown kind; write `kind = "docker"`, "swarm", "supernode" or "embedded"',
 }
 
 
@@ -96,6 +97,16 @@ def _existing_file(path: Path) -> Path:
         raise ValueError(f"there is no file {path}; create it or correct the path")
     return path
 
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise ValueError("is no origin; write scheme, host and port without a path: http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
+Origin = Annotated[Text, AfterValidator(_origin)]
+"""Scheme, host and port, without a slash at the end."""
 
 RelativePath = Annotated[Path, AfterValidator(_beside_the_file)]
 """A path; a relative one starts at the deployment file's folder."""

@@ -6,6 +6,7 @@ summary names it with the reason; with `--require-all` (CI) the run fails instea
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +27,19 @@ def _no_node() -> str | None:
     return None if proxy.exists() and shutil.which("make") else "no configurable-http-proxy: make setup"
 
 
-REQUIREMENTS: dict[str, Callable[[], str | None]] = {"needs_browser": _no_browser, "needs_node": _no_node}
+def _no_docker() -> str | None:
+    if os.geteuid() != 0:
+        return "no right to start Docker engines: run as root"
+    missing = [name for name in ("dockerd", "docker", "iptables", "ip", "mmdebstrap") if shutil.which(name) is None]
+    install = "apt-get install docker.io iptables iproute2 mmdebstrap"
+    return f"no {', '.join(missing)}: {install}" if missing else None
+
+
+REQUIREMENTS: dict[str, Callable[[], str | None]] = {
+    "needs_browser": _no_browser,
+    "needs_node": _no_node,
+    "needs_docker": _no_docker,
+}
 _left_out: Counter[str] = Counter()
 
 

@@ -18,7 +18,7 @@ from examples.demo.deployment import DatasetFolder
 from examples.demo.display import Display
 from examples.demo.people import RESEARCHERS, STEWARDS, everyone
 from examples.demo.scenario import Outcome, Study, run_journey
-from examples.demo.stack import ROOT, Stack, StackError, start_stack
+from examples.demo.stack import ROOT, Stack, StackError, embedded_sites, start_stack
 
 FOLDER = ROOT / ".demo"
 NOTEBOOKS = ROOT / "examples" / "notebooks"
@@ -40,7 +40,7 @@ def main() -> int:
             study, dataset = prepare_study(options.data)
             details.append(study.skew)
         with display.step("The identity provider, the Hub, its proxy and the federation service"):
-            stack = start_stack(FOLDER, dataset, port=options.port)
+            stack = start_stack(FOLDER, embedded_sites(dataset), port=options.port)
         outcome = asyncio.run(run_journey(stack.origin, study, RESEARCHERS, STEWARDS, display))
         tell_outcome(display, outcome)
         if not options.exit:

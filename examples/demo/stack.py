@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,12 +96,21 @@ def is_free(port: int) -> bool:
     return True
 
 
-def start_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Stack:
+WriteDeployment = Callable[[Path, Ports, Sequence[str]], Path]
+"""Writes the deployment file into a folder, for these ports and this proxy command, and returns its path."""
+
+
+def embedded_sites(dataset: DatasetFolder) -> WriteDeployment:
+    """The demonstration's three embedded sites, each with this dataset."""
+    return lambda folder, ports, proxy_command: deployment.write(folder, dataset, ports, proxy_command)
+
+
+def start_stack(folder: Path, write: WriteDeployment, *, port: int) -> Stack:
     """Start everything and return once the Hub and the service answer.
 
     Args:
         folder: emptied first; holds all state and logs.
-        dataset: the one dataset that each site has.
+        write: writes the deployment file.
         port: of the Hub's public origin.
 
     Raises:
@@ -122,7 +131,7 @@ def start_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Stack:
         )
         _wait_for(stack, f"{provider}/.well-known/openid-configuration")
         environment = {
-            "NOTEBOOK_FEDERATOR_CONFIG": str(deployment.write(folder, dataset, ports, PROXY_COMMAND)),
+            "NOTEBOOK_FEDERATOR_CONFIG": str(write(folder, ports, PROXY_COMMAND)),
             "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET": secrets.token_urlsafe(24),
         }
         _start(stack, "hub", ["-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")], environment)
@@ -135,9 +144,9 @@ def start_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Stack:
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path, dataset: DatasetFolder, *, port: int) -> Iterator[Stack]:
+def running_stack(folder: Path, write: WriteDeployment, *, port: int) -> Iterator[Stack]:
     """`start_stack` for a `with` block; everything is stopped at its end."""
-    stack = start_stack(folder, dataset, port=port)
+    stack = start_stack(folder, write, port=port)
     try:
         yield stack
     finally:

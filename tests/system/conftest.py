@@ -11,7 +11,7 @@ from examples.demo.data import write_wisconsin_sites
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS
 from examples.demo.scenario import Study
-from examples.demo.stack import ROOT, Stack, free_port, running_stack
+from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
 
 OUTPUT = ROOT / "test-output"
 
@@ -35,5 +35,5 @@ def study(study_and_dataset: tuple[Study, DatasetFolder]) -> Study:
 def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running stack; its logs are kept below test-output."""
     folder: Path = OUTPUT / "stack"
-    with running_stack(folder, study_and_dataset[1], port=free_port()) as running:
+    with running_stack(folder, embedded_sites(study_and_dataset[1]), port=free_port()) as running:
         yield running

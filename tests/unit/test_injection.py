@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from federator.contract import Env, Scope
 
-from spawner.deployment import Hub
-from spawner.injection import SERVER_TOKEN_SCOPES, environment, server_arguments
-
-
-def hub(public_url: str) -> Hub:
-    return Hub(bind_url="http://127.0.0.1:8000", public_url=public_url, data_dir=Path("/d"), admin_contact="Robin")
+from spawner.injection import SERVER_TOKEN_SCOPES, environment, fleet_address, server_arguments
 
 
 def test_a_server_learns_where_the_service_is() -> None:
-    given = environment(hub("https://hub.example"), "a", {"biopsies": "/data/b", "age": "/data/a"})
+    given = environment("https://hub.example", "a", {"biopsies": "/data/b", "age": "/data/a"})
     assert given[Env.SERVICE_URL] == "https://hub.example/services/federation/"
     assert given[Env.FLEET_ADDRESS] == "hub.example:443"
     assert given[Env.FLEET_TLS] == "1"
@@ -26,9 +20,13 @@ def test_a_server_learns_where_the_service_is() -> None:
 
 
 def test_every_variable_of_the_contract_is_set_but_the_kernels_own() -> None:
-    given = environment(hub("http://hub.example:8000"), "a", {})
+    given = environment("http://hub.example:8000", "a", {})
     assert set(Env) - set(given) == {Env.ASSIGNMENT}
     assert given[Env.FLEET_TLS] == "0"
+
+
+def test_a_port_that_is_not_said_is_the_schemes() -> None:
+    assert fleet_address("http://hub.example") == "hub.example:80"
 
 
 def test_a_servers_token_cannot_approve() -> None:
