@@ -49,6 +49,7 @@ c.JupyterHub.load_roles = access.roles(wanted)
 
 # Where servers run, and the federation service
 c.JupyterHub.spawner_class = spawner_class(wanted)
+c.JupyterHub.cleanup_servers = c.JupyterHub.spawner_class.ends_with_hub
 c.SiteSpawner.deployment = wanted
 c.JupyterHub.services = [access.service(wanted)]
 

@@ -36,7 +36,7 @@ _KNOWN: Sequence[tuple[re.Pattern[str], str, str]] = (
         "no-such-gpu",
     ),
     (
-        re.compile(r"(bind source path does not exist|invalid mount config[^:]*): (?P<what>\S+)", re.I),
+        re.compile(r"bind source path does not exist: (?P<what>\S+)", re.I),
         "the folder {what} of one of its datasets is not there",
         "no-dataset",
     ),

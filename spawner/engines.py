@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,12 +43,21 @@ class Engine:
     Args:
         address: tcp://host:port or unix:///path.
         tls_dir: the Hub's certificate and key for it, and the authority that signed the engine's.
+        call_timeout_s: how long an ordinary call may take, in seconds.
         clock: seconds, from any zero that stays.
     """
 
-    def __init__(self, address: str, tls_dir: Path | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        address: str,
+        tls_dir: Path | None,
+        *,
+        call_timeout_s: float = CALL_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.address = address
         self._tls_dir = tls_dir
+        self._call_timeout_s = call_timeout_s
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="engine")
         self._connecting = asyncio.Lock()
@@ -70,7 +80,7 @@ class Engine:
         """
         async with self._connecting:
             if self._client is None:
-                self._client = await self._in_thread(self._new_client, CALL_TIMEOUT_S)
+                self._client = await self._in_thread(self._new_client, self._call_timeout_s)
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of `docker.APIClient`.
@@ -81,7 +91,8 @@ class Engine:
         """
         await self.connect()
         return await self._in_thread(
-            functools.partial(getattr(self.client, method), *args, **kwargs), LONG_CALLS.get(method, CALL_TIMEOUT_S)
+            functools.partial(getattr(self.client, method), *args, **kwargs),
+            LONG_CALLS.get(method, self._call_timeout_s),
         )
 
     async def _in_thread(self, work: Callable[[], Any], timeout_s: float) -> Any:
@@ -95,22 +106,29 @@ class Engine:
         except requests.exceptions.SSLError as error:
             raise self._failed(f"the TLS connection failed: {_innermost(error)}") from error
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-            raise self._failed(_reason(error)) from error
+            raise self._failed(self._reason(error)) from error
 
     def _failed(self, reason: str) -> EngineUnavailable:
         self._silent_until = self._clock() + REST_S
         self._last_failure = reason
         return EngineUnavailable(reason)
 
+    def _reason(self, error: requests.exceptions.RequestException) -> str:
+        if isinstance(error, requests.exceptions.ConnectTimeout):
+            return "it cannot be reached: no answer to the connection"
+        if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
+            return f"it did not answer within {self._call_timeout_s:.0f} s"
+        return f"it cannot be reached: {_innermost(error)}"
+
     def _new_client(self) -> APIClient:
         speak = functools.partial(
             APIClient,
             base_url=self.address.replace("tcp://", "https://") if self._tls_dir else self.address,
             tls=self._tls() or False,
-            timeout=CALL_TIMEOUT_S,
+            timeout=self._call_timeout_s,
         )
-        asking = _without_environment(speak(version=_OLDEST_API))
-        answer: dict[str, str] = asking.version(api_version=False)
+        with closing(_without_environment(speak(version=_OLDEST_API))) as asking:
+            answer: dict[str, str] = asking.version(api_version=False)
         return _without_environment(speak(version=answer["ApiVersion"]))
 
     def _tls(self) -> tls.TLSConfig | None:
@@ -127,14 +145,6 @@ def _without_environment(client: APIClient) -> APIClient:
     """REQUESTS_CA_BUNDLE in the Hub's environment would replace the engine's own authority."""
     client.trust_env = False
     return client
-
-
-def _reason(error: requests.exceptions.RequestException) -> str:
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "it cannot be reached: no answer to the connection"
-    if isinstance(error, requests.exceptions.Timeout) or "Read timed out" in str(error):
-        return f"it did not answer within {CALL_TIMEOUT_S:.0f} s"
-    return f"it cannot be reached: {_innermost(error)}"
 
 
 def _innermost(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.slugs import safe_slug
 from jupyterhub.spawner import SimpleLocalProcessSpawner, SpawnException
@@ -41,6 +41,9 @@ class SiteSpawner(LoggingConfigurable):
         start_timeout: int
 
         async def poll(self) -> Any: ...
+
+    ends_with_hub: ClassVar[bool] = False
+    """Whether servers are stopped when the Hub is; else they run on, and the next Hub finds them."""
 
     deployment = Instance(Deployment, help="The checked deployment file.").tag(config=True)
 
@@ -115,6 +118,8 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
     It isolates nothing: whoever can run code in one server can read the other sites' files and datasets. For
     demonstrations and development.
     """
+
+    ends_with_hub = True
 
     @default("cmd")
     def _cmd_default(self) -> list[str]:

@@ -1,14 +1,237 @@
-"""Starts people's servers as services of a Docker Swarm, on the nodes that carry their site's label.
+"""Starts people's servers as services of a Docker Swarm, on the node that carries their site's label.
 
-For a consortium that runs one Swarm: the Hub speaks to a manager only, and no site's own engine is open to it.
+For a consortium that runs one Swarm: the Hub speaks to a manager only, and no site's own engine is open to it. A server
+may do what a Docker site's may; `docs/swarm.md` says what a manager cannot ask of a node, and who sees to that instead.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from docker.errors import APIError, NotFound
+from docker.types.services import (
+    ContainerSpec,
+    DNSConfig,
+    DriverConfig,
+    EndpointSpec,
+    Mount,
+    Resources,
+    RestartPolicy,
+    TaskTemplate,
+)
+from docker.types.services import Placement as NodePlacement
+from docker.utils import version_lt
 from dockerspawner import SwarmSpawner
+from jupyterhub.slugs import safe_slug
+from jupyterhub.spawner import SpawnException
+from traitlets import default
 
-from spawner.container_site_spawner import ContainerSiteSpawner
+from spawner.container_site_spawner import HOME, PIDS_LIMIT, SERVER_USER, ContainerSiteSpawner
+from spawner.engines import EngineUnavailable
+from spawner.sites import ContainerSite
+
+NODE_LABEL = "site"
+"""`docker node update --label-add site=<slug> NODE` makes a node the site's."""
+
+OLDEST_API = "1.41"
+"""Docker 20.10. An older manager leaves out what it does not know, without a word: capabilities and the pids limit."""
+
+TASK_CHECK_INTERVAL_S = 0.2
+STOP_PATIENCE_S = 30.0
+"""A container is killed when it has not ended after 10 s; one on a node that is away never ends."""
+
+_ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
+_NAME_PART_LENGTH = 24  # a service's name has 63 characters at most: prefix, person, and name of their server
+_LOG_LIMIT = {"max-size": "10m", "max-file": "2"}
 
 
-class SwarmSiteSpawner(ContainerSiteSpawner, SwarmSpawner):
+class ServiceSpawner(SwarmSpawner):
+    """A server as a service with one task that is never started again. What SwarmSpawner knows, told by the task."""
+
+    async def get_object(self) -> Any:
+        """The service; None where there is none.
+
+        Raises:
+            EngineUnavailable: the manager cannot say, as one that has lost the other managers.
+        """
+        try:
+            service = await self.docker("inspect_service", self.object_name)
+        except NotFound:
+            self.object_id = ""
+            return None
+        except APIError as error:
+            if error.is_server_error():
+                raise EngineUnavailable(str(error.explanation)) from error
+            raise
+        self.object_id = service["ID"]
+        return service
+
+    async def get_task(self) -> Any:
+        """The service's task; None where there is no service, or none yet."""
+        if await self.get_object() is None:
+            return None
+        tasks = await self.docker("tasks", filters={"service": self.object_id})
+        return tasks[0] if tasks else None
+
+    async def poll(self) -> Any:
+        """None while the task runs or is on its way to; else how it ended."""
+        task = await self.get_task()
+        if task is None:
+            return 0
+        # A task on a node that went away keeps the state that it was last seen in; it is not wanted any more.
+        if task["DesiredState"] == "running" and task["Status"]["State"] not in _ENDED:
+            return None
+        return f"{task['Status']['State']}: {_said(task)}"
+
+    async def start_object(self) -> None:
+        """Return when the task runs; called by DockerSpawner's `start`.
+
+        Raises:
+            APIError: no node may or will run it, as an engine refuses a container; it says why.
+        """
+        while True:
+            tasks = await self.docker("tasks", filters={"service": self.object_id})
+            for task in tasks:
+                if task["Status"]["State"] in _ENDED or task["Status"].get("Err"):
+                    raise APIError(_said(task), explanation=_said(task))
+                if task["Status"]["State"] == "running":
+                    return
+            await asyncio.sleep(TASK_CHECK_INTERVAL_S)
+
+    async def remove_object(self) -> None:
+        """Remove the service and wait for its task to end: the person's next server has the same files."""
+        with contextlib.suppress(NotFound):  # it is gone already
+            tasks = await self.docker("tasks", filters={"service": self.object_id})
+            await self.docker("remove_service", self.object_id)
+            for task in tasks:
+                await self._task_ends(task["ID"])
+
+    async def _task_ends(self, task_id: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_PATIENCE_S):
+                while True:
+                    tasks = await self.docker("tasks", filters={"id": task_id})
+                    if all(task["Status"]["State"] in _ENDED for task in tasks):
+                        return
+                    await asyncio.sleep(TASK_CHECK_INTERVAL_S)
+        self.log.warning("Service %s is removed; its container has not ended yet", self.object_name)
+
+
+class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
     """A server as a service with one task, placed by its site's node label."""
+
+    @default("cmd")
+    def _cmd_default(self) -> list[str]:
+        # Said here: the manager, which would be asked for the image's own, may not have the image.
+        return ["jupyterhub-singleuser"]
+
+    @default("escape")
+    def _escape_default(self) -> Any:
+        return lambda name: safe_slug(name, max_length=_NAME_PART_LENGTH)
+
+    async def poll(self) -> Any:
+        """As above; a service whose task ended is removed, and why it ended is logged."""
+        status = await super().poll()
+        if isinstance(status, str) and self.object_id:
+            self.log.warning("Site %s: %s: %s", self.site_slug, self._log_name, status)
+            await self._discard()
+        return status
+
+    async def create_object(self) -> Any:
+        """Make the service; called by DockerSpawner's `start`."""
+        site = self._site
+        assert site is not None  # noqa: S101 - `start` set it
+        self._check_version(site)
+        self._check_nodes(site, await self.docker("nodes"))
+        labels = self.server_labels(self.site_slug)
+        container = ContainerSpec(
+            site.image,
+            args=await self.get_command(),
+            env=self.get_env(),
+            user=SERVER_USER,
+            labels=labels,
+            mounts=[*self._own_mounts(site), *self.dataset_mounts(site)],
+            read_only=True,
+            init=True,
+            cap_drop=["ALL"],
+            privileges={"NoNewPrivileges": True},  # from API 1.44; older engines do not know it and pass it over
+            dns_config=DNSConfig(["127.0.0.1"]),  # nothing listens there: the engine's own resolver asks the world
+            hosts=self.hub_hosts(site),
+        )
+        resources = Resources(cpu_limit=int(site.cpus * 1e9), mem_limit=int(site.memory))
+        resources["Limits"]["Pids"] = PIDS_LIMIT  # docker-py has no parameter for it
+        task = TaskTemplate(
+            container,
+            resources=resources,
+            # A server that ended is the Hub's to start again: its token is not valid any more.
+            restart_policy=RestartPolicy("none"),
+            placement=NodePlacement([f"node.labels.{NODE_LABEL}=={self.site_slug}"]),
+            networks=[site.network],
+            log_driver=DriverConfig("json-file", _LOG_LIMIT),
+        )
+        # The node's own port: the Swarm's mesh would open it on every node, and needs IPVS.
+        ports = EndpointSpec(ports={None: (self.port, "tcp", "host")})
+        return await self.docker("create_service", task, name=self.object_name, labels=labels, endpoint_spec=ports)
+
+    def _own_mounts(self, site: ContainerSite) -> list[Mount]:
+        labels = self.server_labels(self.site_slug)
+        return [
+            Mount("/tmp", None, type="tmpfs", tmpfs_size=site.memory // 4, tmpfs_mode=0o1777),  # noqa: S108
+            # PyTorch's data loaders hand batches over in it; a service has no parameter for its size.
+            Mount("/dev/shm", None, type="tmpfs", tmpfs_size=site.memory // 2, tmpfs_mode=0o1777),  # noqa: S108
+            Mount(HOME, self.home_volume, type="volume", labels=labels),
+        ]
+
+    async def get_ip_and_port(self) -> tuple[str, int]:
+        """Address of the node that runs the task, and the port there."""
+        task = await self.get_task()
+        node = await self.docker("inspect_node", task["NodeID"])
+        return node["Status"]["Addr"], task["Status"]["PortStatus"]["Ports"][0]["PublishedPort"]
+
+    async def _check_datasets(self, site: ContainerSite) -> None:
+        """A Swarm site's data are folders, and the node itself refuses a task whose folder is not there."""
+
+    def _check_version(self, site: ContainerSite) -> None:
+        if version_lt(self.client.api_version, OLDEST_API):
+            raise self._not_placed(site, "the Swarm's manager is older than Docker 20.10 and would not isolate it")
+
+    def _check_nodes(self, site: ContainerSite, nodes: Sequence[dict[str, Any]]) -> None:
+        """Refuse what the Swarm's scheduler would keep waiting, or do wrong. Raises SpawnException."""
+        label = f"{NODE_LABEL}={self.site_slug}"
+        own = [node for node in nodes if (node["Spec"].get("Labels") or {}).get(NODE_LABEL) == self.site_slug]
+        names = ", ".join(node["Description"]["Hostname"] for node in own)
+        if not own:
+            raise self._not_placed(
+                site,
+                f"no machine of the Swarm carries its label; `docker node update --label-add {label} NODE` sets it",
+            )
+        if len(own) > 1:
+            raise self._not_placed(
+                site,
+                f"more than one machine carries the label {label} ({names}), and your files are on one of them; "
+                f"`docker node update --label-rm {NODE_LABEL} NODE` takes it away",
+            )
+        if own[0]["Status"]["State"] != "ready":
+            raise self._not_placed(site, f"its machine {names} is {own[0]['Status']['State']}")
+        if own[0]["Spec"]["Availability"] != "active":
+            raise self._not_placed(
+                site,
+                f"its machine {names} is set to take no servers; `docker node update --availability active {names}` "
+                "ends that",
+            )
+
+    def _not_placed(self, site: ContainerSite, why: str) -> SpawnException:
+        self.log.error("Site %s: %s is not placed: %s", self.site_slug, self._log_name, why)
+        return SpawnException(
+            f"{site.title} could not start your server: {why}. Ask {self.deployment.hub.admin_contact}.",
+            reason="no-node",
+            status_code=503,
+        )
+
+
+def _said(task: dict[str, Any]) -> str:
+    status = task["Status"]
+    return str(status.get("Err") or status.get("Message") or status["State"])

@@ -5,6 +5,7 @@ Nothing here takes a short cut: cookies, redirects and XSRF tokens are those of 
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
@@ -56,11 +57,13 @@ class Browser:
             raise StepError(f"{self.username} was not let in: {page_message(page.text)}")
         await self.open()
 
-    async def start_server(self) -> None:
+    async def hub(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        """Ask the Hub itself; whatever the answer is."""
+        return await self.http.request(method, path, json=body, headers=self._xsrf("/hub/"), timeout=120)
+
+    async def start_server(self, options: Mapping[str, Any] | None = None) -> None:
         """Press "Start my server" and wait for it; one that runs already is as good."""
-        answer = await self.http.post(
-            f"/hub/api/users/{self.username}/server", headers=self._xsrf("/hub/"), json={}, timeout=120
-        )
+        answer = await self.hub("POST", f"/hub/api/users/{self.username}/server", options or {})
         if answer.status_code == httpx.codes.CREATED or "is already running" in answer.text:
             return
         if answer.status_code != httpx.codes.ACCEPTED:
@@ -73,6 +76,18 @@ class Browser:
                 if event.get("ready"):
                     return
         raise StepError(f"{self.username}'s server did not say that it is ready.")
+
+    async def stop_server(self) -> None:
+        """Press "Stop my server" and wait until it has ended."""
+        path = f"/hub/api/users/{self.username}"
+        answer = await self.hub("DELETE", f"{path}/server")
+        while answer.status_code == httpx.codes.ACCEPTED:  # the Hub goes on with it
+            await asyncio.sleep(0.2)
+            user = self._parsed(await self.hub("GET", path))
+            if user["pending"] is None:
+                return
+        if answer.status_code != httpx.codes.NO_CONTENT:
+            raise StepError(f"{self.username}'s server did not stop: {answer.text}")
 
     # -- the service ------------------------------------------------------------------------------------------
 

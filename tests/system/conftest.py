@@ -12,6 +12,7 @@ from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from tests.system.docker_sites import DockerSites, running_docker_sites, running_engines
 
 OUTPUT = ROOT / "test-output"
 
@@ -36,4 +37,14 @@ def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pyte
     """A running stack; its logs are kept below test-output."""
     folder: Path = OUTPUT / "stack"
     with running_stack(folder, embedded_sites(study_and_dataset[1]), port=free_port()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def docker_sites(study_and_dataset: tuple[Study, DatasetFolder]) -> Iterator[DockerSites]:
+    """A running stack with hospitals on Docker engines; its logs are kept below test-output."""
+    with (
+        running_engines() as (engines, build),
+        running_docker_sites(OUTPUT / "docker-sites", study_and_dataset[1].folders, engines, build) as running,
+    ):
         yield running

@@ -1,14 +1,16 @@
-"""The whole stack with hospitals on Docker engines: a Hub on this machine, an engine for each site, one for aggregators.
+"""The whole stack with hospitals on Docker engines: a Hub on this machine, an engine a site, one for aggregators.
 
     build engine     builds the images, and runs the aggregators: the Hub's own engine
     site engines     each in a network namespace of its own, reached by TLS with client certificates
 
-Sites are two of the demonstration's hospitals, with its people.
+Sites are the demonstration's hospitals, with its people. Northside shares Vall Verde's engine, and says that it has a
+GPU, which that engine cannot give.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +28,9 @@ from tests.fakes.engines import BuildEngine, Engine
 ENGINES = ROOT / "test-output" / "engines"
 SINGLEUSER_IMAGE = "notebook-federator/singleuser:test"
 AGGREGATOR_IMAGE = "notebook-federator/aggregator:test"
-SITES = ("st-anna", "vall-verde")
+GPUS = ("GPU-fake0", "GPU-fake1")
+ENGINE_OF = {"st-anna": "st-anna", "vall-verde": "vall-verde", "northside": "vall-verde"}
+KEYS_OF: Mapping[str, Mapping[str, Any]] = {"st-anna": {"gpus": GPUS}, "northside": {"gpus": ["GPU-not-there"]}}
 
 
 @dataclass
@@ -34,7 +38,7 @@ class DockerSites:
     """A running stack and the engines below it.
 
     Attributes:
-        engines: by site.
+        engines: by site; two sites may share one.
         aggregators: the engine on which the service runs aggregators.
         port: of the Hub, on every address of this machine.
     """
@@ -48,42 +52,46 @@ class DockerSites:
         """The Hub's origin as that site sees it."""
         return f"http://{self.engines[site].hub_address}:{self.port}"
 
+    def servers(self, site: str, **labels: str) -> list[dict[str, Any]]:
+        """Containers of the site's notebook servers, with these labels, as `docker inspect` shows them."""
+        wanted = {"site": site, **labels}
+        filters = [f"--filter=label=org.notebook-federator.{name}={value}" for name, value in wanted.items()]
+        found = self.engines[site].docker("ps", "--all", "--quiet", "--no-trunc", *filters).split()
+        inspected: list[dict[str, Any]] = json.loads(self.engines[site].docker("inspect", *found)) if found else []
+        return inspected
+
 
 @contextlib.contextmanager
-def running_engines(sites: Sequence[str] = SITES, **options: Any) -> Iterator[tuple[dict[str, Engine], BuildEngine]]:
-    """The engines, with the test images on them. `options` are those of `Engine`."""
+def running_engines() -> Iterator[tuple[dict[str, Engine], BuildEngine]]:
+    """The sites' engines, by site, and the build engine; with the test images on them."""
     with contextlib.ExitStack() as started:
         build = started.enter_context(BuildEngine(ENGINES / "build"))
         build.build_test_images()
         engines = {}
-        for site in sites:
-            engines[site] = started.enter_context(Engine(ENGINES / site, **options))
-            engines[site].load(SINGLEUSER_IMAGE, build)
-        yield engines, build
+        for name in dict.fromkeys(ENGINE_OF.values()):
+            gpus = GPUS if name == "st-anna" else ()
+            engines[name] = started.enter_context(Engine(ENGINES / name, gpus=gpus))
+            engines[name].load(SINGLEUSER_IMAGE, build)
+        yield {site: engines[name] for site, name in ENGINE_OF.items()}, build
 
 
 @contextlib.contextmanager
 def running_docker_sites(
-    folder: Path,
-    datasets: Mapping[str, Path],
-    engines: Mapping[str, Engine],
-    build: BuildEngine,
-    **of_each_site: Any,
+    folder: Path, datasets: Mapping[str, Path], engines: Mapping[str, Engine], build: BuildEngine
 ) -> Iterator[DockerSites]:
     """Isolate the sites' networks and start the Hub with them.
 
     Args:
         folder: emptied first; holds all state and logs.
         datasets: by site, the folder of its one dataset, `biopsies`.
-        of_each_site: further keys of each site's table.
     """
     sites = DockerSites(engines, build, free_port())
-    for site, engine in engines.items():
+    for engine in dict.fromkeys(engines.values()):
         site_command(engine, "up", "--hub", f"{engine.hub_address}:{sites.port}")
 
     def write(folder: Path, ports: Ports, proxy_command: Sequence[str]) -> Path:
         path = folder / "deployment.toml"
-        tables = deployment_tables(sites, datasets, ports, proxy_command, of_each_site)
+        tables = deployment_tables(sites, datasets, ports, proxy_command)
         path.write_text(tomli_w.dumps(tables), encoding="utf-8")
         return path
 
@@ -95,8 +103,10 @@ def running_docker_sites(
 def site_command(engine: Engine, *arguments: str) -> str:
     """What a site's administrator runs on the site's host."""
     done = subprocess.run(
-        ["ip", "netns", "exec", engine.namespace, sys.executable, "-m", "spawner.site", *arguments]
-        + ["--docker-host", engine.host],
+        [
+            *("ip", "netns", "exec", engine.namespace, sys.executable, "-m", "spawner.site", *arguments),
+            *("--docker-host", engine.host),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -107,11 +117,7 @@ def site_command(engine: Engine, *arguments: str) -> str:
 
 
 def deployment_tables(
-    sites: DockerSites,
-    datasets: Mapping[str, Path],
-    ports: Ports,
-    proxy_command: Sequence[str],
-    of_each_site: Mapping[str, Any],
+    sites: DockerSites, datasets: Mapping[str, Path], ports: Ports, proxy_command: Sequence[str]
 ) -> dict[str, Any]:
     """The deployment file's tables."""
     provider = f"http://127.0.0.1:{ports.identity_provider}"
@@ -155,7 +161,7 @@ def deployment_tables(
                 "cpus": 1.0,
                 "memory": "3GiB",
                 "datasets": {"biopsies": {"title": "Fine-needle aspirates", "path": str(datasets[site])}},
-                **of_each_site,
+                **KEYS_OF.get(site, {}),
             }
             for site, engine in sites.engines.items()
         },
