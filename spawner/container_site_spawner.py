@@ -137,16 +137,23 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         return host, port
 
     async def poll(self) -> Any:
-        """None while the server runs. Where the engine does not answer, a server that ran is taken to run on."""
+        """None while the server runs. Where the engine does not answer, a server that ran is taken to run on.
+
+        What has ended is removed, and why it ended is logged.
+        """
         if not self.object_id and self.orm_spawner.server is None:
             return 0
         if self._site is None:  # not in the catalogue any more: nothing of it is ours to look after
             return 0
         try:
-            return await super().poll()
+            status = await super().poll()
         except EngineUnavailable as unavailable:
             self.log.warning("Site %s: %s; %s is taken to run on", self.site_slug, unavailable, self._log_name)
             return None
+        if status is not None and self.object_id:
+            self.log.warning("Site %s: %s ended: %s", self.site_slug, self._log_name, status)
+            await self._discard()
+        return status
 
     async def stop(self, now: bool = False) -> None:
         """Stop and remove the server.
@@ -389,18 +396,6 @@ class DockerSiteSpawner(ContainerSiteSpawner):
 
     def _wait(self, site: DockerSite, held: Sequence[Lease]) -> None:
         self._tell(f"Waiting for a GPU of {site.title}, {site.gpu_wait_s:.0f} s at most. {_holders(held)}")
-
-    async def poll(self) -> Any:
-        """As above; a container that ended is removed, and why it ended is logged."""
-        status = await super().poll()
-        if isinstance(status, str) and self.object_id:
-            self.log.warning("Site %s: %s: %s", self.site_slug, self._log_name, status)
-            try:
-                await self.remove_object()
-            except (EngineUnavailable, APIError) as error:
-                self.log.warning("Site %s: an ended container stays until the next start: %s", self.site_slug, error)
-            self.object_id = ""
-        return status
 
     async def remove_object(self) -> None:
         """Remove the container, even one that runs: a Hub that crashed while it started a server left it so."""

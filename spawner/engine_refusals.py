@@ -42,6 +42,21 @@ _KNOWN: Sequence[tuple[re.Pattern[str], str, str]] = (
     ),
     (re.compile(r"get (?P<what>\S+): no such volume", re.I), "its volume {what} is not there", "no-dataset"),
     (
+        re.compile(r"no suitable node(?P<what> \([^)]*\))?", re.I),
+        "no machine of the Swarm can take it now{what}",
+        "no-node",
+    ),
+    (
+        re.compile(r'configuration network "(?P<what>[^"]+)" does not exist', re.I),
+        "its machine has no isolated network: {what} is missing there",
+        "no-network",
+    ),
+    (
+        re.compile(r"not a swarm manager", re.I),
+        "the engine that the Hub was told of is no manager of a Swarm",
+        "no-swarm",
+    ),
+    (
         re.compile(r"network (?P<what>\S+) not found", re.I),
         "its isolated network {what} is not there: `python -m spawner.site up` makes it",
         "no-network",

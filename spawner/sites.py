@@ -7,7 +7,7 @@ A kind of site is a pydantic model told apart by its `kind`; a new kind is one m
     ├── SupernodeSite       no notebook servers; Flower's own SuperNode takes part
     └── ContainerSite
         ├── DockerSite      a Docker engine of the site's own
-        └── SwarmSite       nodes of a Docker Swarm that carry the site's label
+        └── SwarmSite       the node of a Docker Swarm that carries the site's label
 """
 
 from __future__ import annotations
@@ -201,9 +201,19 @@ class DockerSite(ContainerSite):
 
 
 class SwarmSite(ContainerSite):
-    """A site that is one or more nodes of a Docker Swarm, told by their label `site=<slug>`."""
+    """A site that is a node of a Docker Swarm, told by its label `site=<slug>`. Homes are volumes of that machine."""
 
     kind: Literal["swarm"]
+
+    @model_validator(mode="after")
+    def _data_are_in_folders(self) -> SwarmSite:
+        volumes = [name for name, dataset in self.datasets.items() if dataset.path is None]
+        if volumes:
+            raise ValueError(
+                f"dataset {', '.join(volumes)}: nobody can see from a Swarm's manager whether a node has a volume; "
+                "write the `path` of a folder of that node"
+            )
+        return self
 
 
 Site = Annotated[EmbeddedSite | DockerSite | SwarmSite | SupernodeSite, Field(discriminator="kind")]

@@ -31,6 +31,7 @@ from traitlets import default
 
 from spawner.container_site_spawner import HOME, PIDS_LIMIT, SERVER_USER, ContainerSiteSpawner
 from spawner.engines import EngineUnavailable
+from spawner.labels import SITE_LABEL, USER_LABEL
 from spawner.sites import ContainerSite
 
 NODE_LABEL = "site"
@@ -69,22 +70,15 @@ class ServiceSpawner(SwarmSpawner):
         self.object_id = service["ID"]
         return service
 
-    async def get_task(self) -> Any:
-        """The service's task; None where there is no service, or none yet."""
-        if await self.get_object() is None:
-            return None
-        tasks = await self.docker("tasks", filters={"service": self.object_id})
-        return tasks[0] if tasks else None
-
     async def poll(self) -> Any:
         """None while the task runs or is on its way to; else how it ended."""
-        task = await self.get_task()
-        if task is None:
+        if await self.get_object() is None:
             return 0
-        # A task on a node that went away keeps the state that it was last seen in; it is not wanted any more.
-        if task["DesiredState"] == "running" and task["Status"]["State"] not in _ENDED:
-            return None
-        return f"{task['Status']['State']}: {_said(task)}"
+        for task in await self._tasks(service=self.object_id):
+            # A task on a node that went away keeps the state that it was last seen in, and is not wanted any more.
+            if task["DesiredState"] != "running" or task["Status"]["State"] in _ENDED:
+                return f"{task['Status']['State']}: {_said(task)}"
+        return None
 
     async def start_object(self) -> None:
         """Return when the task runs; called by DockerSpawner's `start`.
@@ -93,18 +87,23 @@ class ServiceSpawner(SwarmSpawner):
             APIError: no node may or will run it, as an engine refuses a container; it says why.
         """
         while True:
-            tasks = await self.docker("tasks", filters={"service": self.object_id})
-            for task in tasks:
+            for task in await self._tasks(service=self.object_id):
                 if task["Status"]["State"] in _ENDED or task["Status"].get("Err"):
                     raise APIError(_said(task), explanation=_said(task))
                 if task["Status"]["State"] == "running":
                     return
             await asyncio.sleep(TASK_CHECK_INTERVAL_S)
 
+    async def get_ip_and_port(self) -> tuple[str, int]:
+        """Address of the node that runs the task, and the port there."""
+        (task,) = await self._tasks(service=self.object_id)
+        node = await self.docker("inspect_node", task["NodeID"])
+        return node["Status"]["Addr"], task["Status"]["PortStatus"]["Ports"][0]["PublishedPort"]
+
     async def remove_object(self) -> None:
         """Remove the service and wait for its task to end: the person's next server has the same files."""
         with contextlib.suppress(NotFound):  # it is gone already
-            tasks = await self.docker("tasks", filters={"service": self.object_id})
+            tasks = await self._tasks(service=self.object_id)
             await self.docker("remove_service", self.object_id)
             for task in tasks:
                 await self._task_ends(task["ID"])
@@ -113,11 +112,14 @@ class ServiceSpawner(SwarmSpawner):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_PATIENCE_S):
                 while True:
-                    tasks = await self.docker("tasks", filters={"id": task_id})
-                    if all(task["Status"]["State"] in _ENDED for task in tasks):
+                    if all(task["Status"]["State"] in _ENDED for task in await self._tasks(id=task_id)):
                         return
                     await asyncio.sleep(TASK_CHECK_INTERVAL_S)
         self.log.warning("Service %s is removed; its container has not ended yet", self.object_name)
+
+    async def _tasks(self, **filters: str) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = await self.docker("tasks", filters=filters)
+        return tasks
 
 
 class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
@@ -128,17 +130,10 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
         # Said here: the manager, which would be asked for the image's own, may not have the image.
         return ["jupyterhub-singleuser"]
 
-    @default("escape")
-    def _escape_default(self) -> Any:
-        return lambda name: safe_slug(name, max_length=_NAME_PART_LENGTH)
-
-    async def poll(self) -> Any:
-        """As above; a service whose task ended is removed, and why it ended is logged."""
-        status = await super().poll()
-        if isinstance(status, str) and self.object_id:
-            self.log.warning("Site %s: %s: %s", self.site_slug, self._log_name, status)
-            await self._discard()
-        return status
+    @default("object_name")
+    def _object_name_default(self) -> str:
+        names = [self.user.name, self.name] if self.name else [self.user.name]
+        return f"{self.prefix}-" + "--".join(safe_slug(name, max_length=_NAME_PART_LENGTH) for name in names)
 
     async def create_object(self) -> Any:
         """Make the service; called by DockerSpawner's `start`."""
@@ -177,22 +172,13 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
         return await self.docker("create_service", task, name=self.object_name, labels=labels, endpoint_spec=ports)
 
     def _own_mounts(self, site: ContainerSite) -> list[Mount]:
-        labels = self.server_labels(self.site_slug)
+        labels = {SITE_LABEL: self.site_slug, USER_LABEL: self.user.name}
         return [
             Mount("/tmp", None, type="tmpfs", tmpfs_size=site.memory // 4, tmpfs_mode=0o1777),  # noqa: S108
             # PyTorch's data loaders hand batches over in it; a service has no parameter for its size.
             Mount("/dev/shm", None, type="tmpfs", tmpfs_size=site.memory // 2, tmpfs_mode=0o1777),  # noqa: S108
             Mount(HOME, self.home_volume, type="volume", labels=labels),
         ]
-
-    async def get_ip_and_port(self) -> tuple[str, int]:
-        """Address of the node that runs the task, and the port there."""
-        task = await self.get_task()
-        node = await self.docker("inspect_node", task["NodeID"])
-        return node["Status"]["Addr"], task["Status"]["PortStatus"]["Ports"][0]["PublishedPort"]
-
-    async def _check_datasets(self, site: ContainerSite) -> None:
-        """A Swarm site's data are folders, and the node itself refuses a task whose folder is not there."""
 
     def _check_version(self, site: ContainerSite) -> None:
         if version_lt(self.client.api_version, OLDEST_API):

@@ -28,6 +28,13 @@ def refused(said: str) -> APIError:
             "no-dataset",
         ),
         ("get biopsies: no such volume", "its volume biopsies is not there", "no-dataset"),
+        (
+            "no suitable node (scheduling constraints not satisfied on 1 node)",
+            "no machine of the Swarm can take it now (scheduling constraints not satisfied on 1 node)",
+            "no-node",
+        ),
+        ('configuration network "nf" does not exist', "no isolated network: nf is missing", "no-network"),
+        ("This node is not a swarm manager. Use", "is no manager of a Swarm", "no-swarm"),
         ("network federation not found", "`python -m spawner.site up` makes it", "no-network"),
         ("No such image: notebook@sha256:12", "does not have the notebook image", "no-image"),
         ("manifest for notebook:1 not found: manifest unknown", "does not have the notebook image", "no-image"),
