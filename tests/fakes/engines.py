@@ -38,6 +38,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from docker.tls import TLSConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+ENGINES = ROOT / "test-output" / "engines"
+"""Data folders of the tests' engines; images stay in them from run to run."""
 API_VERSION = "1.41"  # Docker 20.10's; an explicit one, since docker-py's "auto" connects in the constructor
 TLS_PORT = 2376
 CLONE_NEWNET = 0x40000000  # of sched.h; the standard library has it from Python 3.12 on
@@ -243,7 +245,7 @@ class Engine(Daemon):
         """Stop dockerd and forget what a host forgets that goes down: firewall rules and bridges."""
         self._stop_dockerd()
         for iptables in ("iptables", "ip6tables"):
-            for table in ("raw", "nat", "filter"):
+            for table in ("raw", "mangle", "nat", "filter"):
                 self.on_host(iptables, "-t", table, "-F")
                 self.on_host(iptables, "-t", table, "-X")
         for line in self.on_host("ip", "-oneline", "link", "show", "type", "bridge").splitlines():

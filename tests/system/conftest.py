@@ -12,6 +12,7 @@ from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from tests.fakes.engines import BuildEngine
 from tests.system.docker_sites import DockerSites, running_docker_sites, running_engines
 
 OUTPUT = ROOT / "test-output"
@@ -41,10 +42,10 @@ def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def docker_sites(study_and_dataset: tuple[Study, DatasetFolder]) -> Iterator[DockerSites]:
+def docker_sites(study_and_dataset: tuple[Study, DatasetFolder], build_engine: BuildEngine) -> Iterator[DockerSites]:
     """A running stack with hospitals on Docker engines; its logs are kept below test-output."""
     with (
-        running_engines() as (engines, build),
-        running_docker_sites(OUTPUT / "docker-sites", study_and_dataset[1].folders, engines, build) as running,
+        running_engines(build_engine) as engines,
+        running_docker_sites(OUTPUT / "docker-sites", study_and_dataset[1].folders, engines, build_engine) as running,
     ):
         yield running

@@ -23,9 +23,8 @@ import tomli_w
 from examples.demo.deployment import CLIENT_ID, Ports
 from examples.demo.people import ADMINISTRATOR, INSTITUTIONS, STEWARDS
 from examples.demo.stack import ROOT, Stack, free_port, running_stack
-from tests.fakes.engines import BuildEngine, Engine
+from tests.fakes.engines import ENGINES, BuildEngine, Engine
 
-ENGINES = ROOT / "test-output" / "engines"
 SINGLEUSER_IMAGE = "notebook-federator/singleuser:test"
 AGGREGATOR_IMAGE = "notebook-federator/aggregator:test"
 GPUS = ("GPU-fake0", "GPU-fake1")
@@ -62,17 +61,15 @@ class DockerSites:
 
 
 @contextlib.contextmanager
-def running_engines() -> Iterator[tuple[dict[str, Engine], BuildEngine]]:
-    """The sites' engines, by site, and the build engine; with the test images on them."""
+def running_engines(build: BuildEngine) -> Iterator[dict[str, Engine]]:
+    """The sites' engines, by site, with the notebook image on them."""
     with contextlib.ExitStack() as started:
-        build = started.enter_context(BuildEngine(ENGINES / "build"))
-        build.build_test_images()
         engines = {}
         for name in dict.fromkeys(ENGINE_OF.values()):
             gpus = GPUS if name == "st-anna" else ()
             engines[name] = started.enter_context(Engine(ENGINES / name, gpus=gpus))
             engines[name].load(SINGLEUSER_IMAGE, build)
-        yield {site: engines[name] for site, name in ENGINE_OF.items()}, build
+        yield {site: engines[name] for site, name in ENGINE_OF.items()}
 
 
 @contextlib.contextmanager
