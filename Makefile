@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test lint format setup clean
+.PHONY: help demo test bench lint format setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -13,6 +13,9 @@ demo: setup ## Run the whole journey, then leave the Hub up.  EXIT=1: end after 
 
 test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out
 	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
+
+bench: setup ## Measure, and print a table.  Needs what the Docker tests need
+	@$(PY) -m tests.bench
 
 lint: setup ## ruff, mypy --strict: the checks of CI
 	@.venv/bin/ruff check .
