@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import tomli_w
 
 from spawner import access
 from spawner.container_site_spawner import DockerSiteSpawner
-from spawner.deployment import Deployment, DeploymentError, hub_address, hub_origin, load
+from spawner.deployment import Deployment, DeploymentError, DockerAggregators, hub_address, hub_origin, load
 from spawner.kinds import spawner_class
 from spawner.placement import PlacementRefused, place
 from spawner.site_spawner import EmbeddedSiteSpawner
-from spawner.sites import TLS_FILES, DockerSite, SupernodeSite, SwarmSite
+from spawner.sites import TLS_FILES, DockerSite, SiteDataset, SupernodeSite, SwarmSite
 from spawner.swarm_site_spawner import SwarmSiteSpawner
 
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "docker-sites.toml"
 GOOD = """
 [hub]
 bind_url = "http://0.0.0.0:8000"
@@ -94,6 +96,25 @@ def test_a_docker_site_is_read(folder: Path) -> None:
     assert (site.network, site.cpus, int(site.memory)) == ("federation", 4.0, 16 * 1024**3)
     assert hub_origin(deployment.hub, site) == "https://hub.example"
     assert hub_address(deployment.hub, site) == "192.0.2.1"
+
+
+def test_the_example_is_a_deployment(tmp_path: Path) -> None:
+    for name in TLS_FILES:
+        file = tmp_path / "engines" / "st-anna" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "tls").mkdir()
+    for name in ("fullchain.pem", "key.pem"):
+        (tmp_path / "tls" / name).touch()
+    shutil.copy(EXAMPLE, tmp_path)
+    deployment = load(tmp_path / EXAMPLE.name)
+    assert {site.kind for site in deployment.sites.values()} == {"docker", "supernode"}
+
+
+def test_the_example_shows_every_key() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    keys = {*DockerSite.model_fields, *DockerAggregators.model_fields, *SiteDataset.model_fields}
+    assert {key for key in keys if f"{key} = " not in text and f"st-anna.{key}" not in text} == set()
 
 
 def test_a_site_may_see_the_hub_elsewhere(folder: Path) -> None:
