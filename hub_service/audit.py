@@ -1,7 +1,7 @@
 """The audit log: every decision a line, each line's hash over the line before. Append-only.
 
-A changed, missing or reordered line is found by `verify`. What stands in a line is names, ids and hashes of code; never
-a key, a token or data.
+A changed, missing or reordered line is found by `verify`. What stands in a line is names, ids, hashes of code and
+fingerprints of keys; never a key, a token or data.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Decision(StrEnum):
     REJECTED = "rejected"
     REVOKED = "revoked"
     NODE_REGISTERED = "node-registered"
+    NODE_REMOVED = "node-removed"
     RUN_STARTED = "run-started"
     RUN_STOP_ASKED = "run-stop-asked"
     RUN_ENDED = "run-ended"

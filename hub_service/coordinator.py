@@ -15,11 +15,14 @@ from hub_service.domain.projects import Principal
 from hub_service.operations.approvals import ApprovalOperations
 from hub_service.operations.clients import ClientOperations
 from hub_service.operations.members import MemberOperations
+from hub_service.operations.nodes import NodeOperations
 from hub_service.operations.projects import ProjectOperations
 from hub_service.operations.runs import RunOperations
 
 
-class Coordinator(ProjectOperations, MemberOperations, ApprovalOperations, RunOperations, ClientOperations):
+class Coordinator(
+    ProjectOperations, MemberOperations, ApprovalOperations, RunOperations, NodeOperations, ClientOperations
+):
     """See the module's text. Not thread-safe: every call comes from the service's event loop."""
 
     def home(self, principal: Principal) -> Home:

@@ -230,11 +230,12 @@ class RunDriver:
         return participation.active and self._consent.state(participation, self._run.fab_hash) is ApprovalState.APPROVED
 
     async def _register(self, superlink: FlowerControl, participation: Participation, key: bytes) -> None:
-        """A key that Flower does not take is that client's failure, not the run's."""
+        """A key that Flower does not take is that client's failure, not the run's; it opens nothing any more."""
         try:
             node_id = await superlink.register_node(key)
         except (Invalid, Conflict) as error:
             detail = f"{error.message} {error.next_step}".strip()
+            self._retire_key(participation.id, key)
             self._put_participation(participation.id, client=ClientState.FAILED, client_detail=detail)
             return
         self._registered[participation.id] = (key, node_id)

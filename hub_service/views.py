@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from federator import contract
 from federator.contract import ApprovalState, ClientState, MemberState
@@ -14,6 +15,8 @@ from hub_service.domain.clock import utc_text
 from hub_service.domain.policy import Role
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import Run
+from hub_service.domain.sites import runs_supernode
+from hub_service.node_keys import fingerprint
 from hub_service.presence import Presence
 from hub_service.store.base import Store
 
@@ -26,6 +29,12 @@ _CLIENT_DETAIL: Mapping[ClientState, str] = {
     ClientState.PAUSED: "Its Flower client was shut down. The launcher's tile “Flower client” starts it again.",
 }
 
+_SUPERNODE_DETAIL: Mapping[ClientState, str] = {
+    ClientState.OFFLINE: "Its SuperNode is not connected.",
+    ClientState.READY: "Ready: its SuperNode waits for work.",
+    ClientState.WORKING: "Its SuperNode is working.",
+}
+
 _MEMBER_DETAIL: Mapping[MemberState, str] = {
     MemberState.INVITED: "Invited, and has not answered yet.",
     MemberState.JOINED: "Has joined, and has not chosen a dataset yet.",
@@ -33,6 +42,24 @@ _MEMBER_DETAIL: Mapping[MemberState, str] = {
     MemberState.LEFT: "Left the project.",
     MemberState.REMOVED: "Was removed by the owner.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SiteNode:
+    """The SuperNode by which a site without notebook servers takes part in one project, as pages show it."""
+
+    participation_id: str
+    project_id: str
+    project_name: str
+    user: str  # whose participation it is
+    site: str
+    site_title: str
+    dataset: str
+    fingerprint: str  # of the key that is registered; "" for none
+    key_by: str  # who registered it; with no fingerprint: who registered the one that Flower takes no more
+    key_at: str
+    client: ClientState
+    may_change: bool  # whether the person who looks may register and remove the key
 
 
 class Views:
@@ -148,9 +175,36 @@ class Views:
             )
         if state is not ApprovalState.APPROVED:
             return _refusal(decision, state, versions[-1].number)
+        if runs_supernode(self._sites.get(participation.site)):
+            return self._supernode_detail(participation, client)
         if client is ClientState.FAILED and participation.client_detail:
             return participation.client_detail
         return _CLIENT_DETAIL[client]
+
+    def _supernode_detail(self, participation: Participation, client: ClientState) -> str:
+        if participation.public_key is None:
+            gone = "Flower takes the key of its SuperNode no more. " if participation.key_by else ""
+            steward = f"a data steward of {self.site_title(participation.site)}"
+            return f"{gone}Waits for {steward} to register a {'new ' if gone else ''}key of its SuperNode."
+        return _SUPERNODE_DETAIL.get(client, _SUPERNODE_DETAIL[ClientState.OFFLINE])
+
+    def site_node(self, participation: Participation, *, may_change: bool) -> SiteNode:
+        project = self._store.project(participation.project_id)
+        key = participation.public_key
+        return SiteNode(
+            participation_id=participation.id,
+            project_id=participation.project_id,
+            project_name="" if project is None else project.name,
+            user=participation.user,
+            site=participation.site,
+            site_title=self.site_title(participation.site),
+            dataset=participation.dataset,
+            fingerprint="" if key is None else fingerprint(key),
+            key_by=participation.key_by,
+            key_at=utc_text(participation.key_at),
+            client=self._presence.state(participation),
+            may_change=may_change,
+        )
 
     def approval_request(
         self, project: Project, version: AppVersion, site: str, dataset: str, requested_by: str

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 
-from federator.contract import MemberState, Scope
+from federator.contract import MemberState, Scope, Site
 
 from hub_service.domain.errors import Forbidden, NotFound
 from hub_service.domain.projects import Member, Participation, Principal, Project
+from hub_service.domain.sites import runs_supernode
 
 
 class Role(StrEnum):
@@ -176,13 +177,84 @@ def require_own_participation(principal: Principal, participation: Participation
     Raises NotFound otherwise, Forbidden without the scope.
     """
     require_scope(principal, PROJECT_SCOPE)
-    if participation is None or not is_own_participation(principal, participation):
-        raise NotFound(
-            "There is no such participation, or it is not yours.", "See your projects for what you take part in."
-        )
+    if participation is None or not _is_own(principal, participation):
+        raise _no_such_participation()
     return participation
 
 
-def is_own_participation(principal: Principal, participation: Participation) -> bool:
+def require_own_client(principal: Principal, participation: Participation | None, site: Site | None) -> Participation:
+    """As `require_own_participation`, where the principal's notebook server is what runs it.
+
+    Raises Forbidden where the site has no notebook servers.
+    """
+    participation = require_own_participation(principal, participation)
+    if runs_supernode(site):
+        raise _supernode_is_the_stewards(site)
+    return participation
+
+
+def runs_in_own_server(principal: Principal, participation: Participation, site: Site | None) -> bool:
     """Whether the principal's notebook server is the one that runs this participation."""
+    return _is_own(principal, participation) and not runs_supernode(site)
+
+
+def _is_own(principal: Principal, participation: Participation) -> bool:
     return participation.active and participation.user == principal.name and participation.site in principal.sites
+
+
+def require_registrar(principal: Principal, participation: Participation | None, site: Site | None) -> Participation:
+    """Return the participation if the principal may say which key its node has.
+
+    That is the participant's own notebook server or, at a site without such servers, a data steward of the site.
+    Raises as `require_own_client` and `require_node_steward`.
+    """
+    if participation is not None and runs_in_own_server(principal, participation, site):
+        return require_own_client(principal, participation, site)
+    return require_node_steward(principal, participation, site)
+
+
+def require_node_steward(principal: Principal, participation: Participation | None, site: Site | None) -> Participation:
+    """Return the participation if its node is a SuperNode, and the principal a data steward of its site.
+
+    Raises NotFound for everybody who is neither such a steward nor the participant. Raises Forbidden for the
+    participant, for a steward who came with a token that may not decide, and at a site with notebook servers, where the
+    client kernel has a key of its own: two nodes of one participation would fight.
+    """
+    require_scope(principal, PROJECT_SCOPE)
+    if participation is None or not participation.active:
+        raise _no_such_participation()
+    is_steward = participation.site in principal.stewarded_sites
+    if not is_steward and not _is_own(principal, participation):
+        raise _no_such_participation()
+    if not runs_supernode(site):
+        raise _client_has_its_own_key(participation)
+    if not is_steward:
+        raise _supernode_is_the_stewards(site)
+    require_scope(principal, Scope.APPROVE)
+    return participation
+
+
+def decides_for_node(principal: Principal, participation: Participation, site: Site | None) -> bool:
+    """Whether the principal may register and remove the key of the participation's node."""
+    return participation.active and participation.site in sites_decided_by(principal) and runs_supernode(site)
+
+
+def _no_such_participation() -> NotFound:
+    """The one answer for a participation that does not exist and for one that is somebody else's."""
+    return NotFound(
+        "There is no such participation, or it is not yours.", "See your projects for what you take part in."
+    )
+
+
+def _client_has_its_own_key(participation: Participation) -> Forbidden:
+    return Forbidden(
+        "This participation's node is the Flower client in a notebook server, which registers a key of its own.",
+        f"To end it, withdraw the approval, or ask {participation.user} to leave the project.",
+    )
+
+
+def _supernode_is_the_stewards(site: Site) -> Forbidden:
+    return Forbidden(
+        f"{site.title} has no notebook servers: its data steward registers the key of its SuperNode.",
+        f"Ask {site.contact}.",
+    )

@@ -72,10 +72,10 @@ class AppVersion:
 
 @dataclass(frozen=True, slots=True)
 class Participation:
-    """One site's part in a project, with one dataset, run from one member's notebook server.
+    """One site's part in a project, with one dataset, run from one member's notebook server or by the site's SuperNode.
 
-    `public_key` is the node's key in PEM or OpenSSH bytes as Flower sends it; `node_id` is what the project's
-    SuperLink calls it. Both are None until the client kernel has registered.
+    `public_key` is the node's key in PEM, as Flower sends it; `node_id` is what the project's SuperLink calls it. Both
+    are None until a key is registered, and again once Flower takes the key no more: `key_by` still says whose it was.
     """
 
     id: str
@@ -90,6 +90,8 @@ class Participation:
     client: ClientState
     client_detail: str
     joined_at: datetime
+    key_by: str = ""  # who registered the key
+    key_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +101,5 @@ class NodeGrant:
     participation_id: str
     project_id: str
     node_id: int | None  # None until the project's SuperLink knows the key
+    # Hashes of the FABs that the node may fetch. None: a client kernel, which itself checks what its steward approved.
+    fab_hashes: frozenset[str] | None = None

@@ -13,11 +13,13 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
+from hub_service.gateway.approved_apps import approved_request
 from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Gateway, Refusal
 
-_SMALL_BODY = 1024**2  # bytes; requests that the gateway reads itself are envelopes without arrays
+_SMALL_BODY = 1024**2  # bytes; requests that are read here are envelopes without arrays
 _FLUSH_AT = 256 * 1024  # bytes
 _FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object", "bulk-push"})
+_FETCH_APP = "get-fab"
 _REFUSED = frozenset({"register-node", "unregister-node"})
 
 
@@ -79,7 +81,8 @@ class FleetHandler(RequestHandler):
             raise Refusal(403, "Nodes are registered through the Hub's federation service.")
         if self.operation not in _FORWARDED and self.operation not in self._answers():
             raise Refusal(404, "Flower's Fleet API has no such operation.")
-        self.limit = self.gateway.body_limit if self.operation in _FORWARDED else _SMALL_BODY
+        passed_on = self.operation in _FORWARDED and self.operation != _FETCH_APP
+        self.limit = self.gateway.body_limit if passed_on else _SMALL_BODY
         self._check_size(int(self.request.headers.get("Content-Length", 0)))
         # The check above is ours; tornado's own limit would end the connection without a word.
         self._http1().set_max_body_size(self.limit + 1)
@@ -128,7 +131,10 @@ class FleetHandler(RequestHandler):
 
     async def _forward(self, caller: Caller) -> httpx.Response:
         try:
-            return await self.gateway.forward(caller, self.operation, self.pipe.chunks())
+            body = self.pipe.chunks()
+            if self.operation == _FETCH_APP:
+                body = await approved_request(caller, body)
+            return await self.gateway.forward(caller, self.operation, body)
         finally:
             self.pipe.abandon()
 

@@ -15,7 +15,7 @@ from hub_service.domain.clock import Clock, NewId
 from hub_service.domain.directory import HubDirectory
 from hub_service.domain.errors import Forbidden, NotFound
 from hub_service.domain.policy import Action, Role
-from hub_service.domain.projects import AppVersion, Member, Principal, Project
+from hub_service.domain.projects import AppVersion, Member, Participation, Principal, Project
 from hub_service.domain.runs import Run
 from hub_service.operations.builder import AppBuilder
 from hub_service.presence import Presence
@@ -84,6 +84,10 @@ class Operations:
             raise policy.no_such_project()
         project, _, _ = self._enter(principal, action, run.project_id)
         return run, project
+
+    def _site_of(self, participation: Participation | None) -> Site | None:
+        """None for no participation, and for one at a site that is no longer in the catalogue."""
+        return None if participation is None else self._sites.get(participation.site)
 
     def _membership(self, project_id: str, user: str) -> Member | None:
         return next((member for member in self._store.members(project_id) if member.user == user), None)

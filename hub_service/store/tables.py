@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1  # grows with every change of a table
+SCHEMA_VERSION = 2  # grows with every change of a table
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -114,6 +114,8 @@ participations = Table(
     Column("client", String(16), nullable=False),
     Column("client_detail", Text, nullable=False),
     Column("joined_at", UtcDateTime, nullable=False),
+    Column("key_by", Text, nullable=False),
+    Column("key_at", UtcDateTime, nullable=True),
     Index("participations_by_key", "public_key"),
 )
 

@@ -16,6 +16,7 @@ from tornado.iostream import StreamClosedError
 
 from hub_service.domain.errors import FederationError
 from hub_service.web.base import ApiHandler
+from hub_service.web.hub_address import hub_address
 from hub_service.web.pages.view import ProjectView, project_view, render_sections
 from hub_service.web.schema import to_json
 
@@ -113,9 +114,15 @@ class PageEvents(EventStream):
         await self.follow(project_id, self._shown)
 
     def _shown(self, view: ProjectView) -> Iterable[Event]:
-        xsrf = self.xsrf_token.decode("ascii")
-        hub = self.hub_auth.hub_prefix
-        for name, section in render_sections(self.parts.templates, view, hub=hub, xsrf=xsrf, kept={}).items():
+        sections = render_sections(
+            self.parts.templates,
+            view,
+            hub=self.hub_auth.hub_prefix,
+            xsrf=self.xsrf_token.decode("ascii"),
+            address=hub_address(self.request),
+            kept={},
+        )
+        for name, section in sections.items():
             yield "section", name, json.dumps({"id": name, "html": section.html, "digest": section.digest})
         if view.figure is not None:
             yield "figure", "", json.dumps(view.figure)

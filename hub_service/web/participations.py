@@ -5,9 +5,8 @@ from __future__ import annotations
 from federator.contract import Assignments, Participant, Route, SiteApprovals
 
 from hub_service.changes import user_topic
-from hub_service.domain.errors import Invalid
 from hub_service.web.base import ApiHandler, number_argument
-from hub_service.web.schema import MAX_WAIT_S, ClientReport, NewParticipation, NodeKey
+from hub_service.web.schema import MAX_WAIT_S, ClientReport, NewParticipation, NodeKey, key_bytes
 
 
 class ParticipationHandler(ApiHandler):
@@ -35,12 +34,13 @@ class AssignmentsHandler(ApiHandler):
 
 class NodeHandler(ApiHandler):
     def put(self, participation_id: str) -> None:
-        try:
-            key = self.body(NodeKey).public_key.encode("ascii")
-        except UnicodeEncodeError:
-            raise Invalid("public_key: not a key.", "Send the node's public key as ASCII text.") from None
+        key = key_bytes(self.body(NodeKey).public_key)
         approvals = self.parts.coordinator.register_node(self.principal, participation_id, key)
         self.answer(SiteApprovals, approvals)
+
+    def delete(self, participation_id: str) -> None:
+        self.parts.coordinator.remove_node(self.principal, participation_id)
+        self.done()
 
 
 class ClientHandler(ApiHandler):

@@ -15,7 +15,7 @@ from hub_service.coordinator import Coordinator
 from hub_service.web import approvals, apps, assets, events, members, participations, projects, runs
 from hub_service.web.base import NoSuchApi, Parts
 from hub_service.web.pages import approvals as approval_pages
-from hub_service.web.pages import panel
+from hub_service.web.pages import nodes, panel
 from hub_service.web.pages import project as project_pages
 from hub_service.web.pages import projects as projects_pages
 from hub_service.web.pages.base import NoSuchPage
@@ -35,6 +35,7 @@ PAGE_ROUTES: tuple[tuple[str, type[RequestHandler]], ...] = (
     *events.PAGE_ROUTES,
     *project_pages.ROUTES,
     *approval_pages.ROUTES,
+    *nodes.ROUTES,
     *panel.ROUTES,
     *assets.ROUTES,
 )

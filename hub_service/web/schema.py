@@ -151,7 +151,14 @@ OPERATIONS: tuple[Operation, ...] = (
             ),
         ),
     ),
-    Operation("PUT", Route.NODE, "Register the key of my client's node", SiteApprovals, NodeKey),
+    Operation(
+        "PUT",
+        Route.NODE,
+        "Register the key of my client's node; as a data steward, that of my site's SuperNode",
+        SiteApprovals,
+        NodeKey,
+    ),
+    Operation("DELETE", Route.NODE, "Remove the key of my site's SuperNode", None, status=HTTPStatus.NO_CONTENT),
     Operation("PUT", Route.CLIENT, "Report my client's state", None, ClientReport, HTTPStatus.NO_CONTENT),
     Operation("GET", Route.SITE_APPROVALS, "App versions that may run on my dataset now", SiteApprovals),
 )
@@ -184,6 +191,14 @@ def parse_time(text: str) -> datetime:
         return adapter(AwareDatetime).validate_python(text, strict=False)  # type: ignore[no-any-return]
     except ValidationError:
         raise Invalid("The end date is not a date.", "Choose a day, or leave it empty.") from None
+
+
+def key_bytes(text: str) -> bytes:
+    """Read a node's key as it was typed. Raises Invalid."""
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError:
+        raise Invalid("public_key: not a key.", "Send the node's public key as ASCII text.") from None
 
 
 @cache

@@ -51,6 +51,9 @@ class FakeAggregators(AggregatorBackend):
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder / project_id / run_id
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     # --- what the test does as the ServerApp
 
     def report(self, project_id: str, run_id: str, *events: RunEvent) -> None:

@@ -21,9 +21,15 @@ from hub_service.store.memory import MemoryStore
 from tests.fakes.clock import SetClock
 from tests.fakes.hub_directory import FakeHubDirectory
 
+# d has no notebook servers.
 SITES = {
-    slug: Site(slug, f"Hospital {slug.upper()}", "embedded", False, f"help@{slug}", (Dataset("scans"), Dataset("labs")))
-    for slug in ("a", "b", "c")
+    slug: Site(slug, f"Hospital {slug.upper()}", kind, isolates, f"help@{slug}", (Dataset("scans"), Dataset("labs")))
+    for slug, kind, isolates in (
+        ("a", "embedded", False),
+        ("b", "embedded", False),
+        ("c", "embedded", False),
+        ("d", "supernode", True),
+    )
 }
 
 USER_SCOPES = frozenset({Scope.ACCESS, Scope.USE})
@@ -38,8 +44,9 @@ ANNA = person("anna", "site-a")
 BERT = person("bert", "site-b")
 BEA = person("bea", "site-b")
 CARL = person("carl", "site-c")
+DORA = person("dora", "site-d")
 STEWARDS = {slug: person(f"steward-{slug}", f"site-{slug}", f"steward-{slug}", scopes=STEWARD_SCOPES) for slug in SITES}
-PEOPLE = (ANNA, BERT, BEA, CARL, *STEWARDS.values())
+PEOPLE = (ANNA, BERT, BEA, CARL, DORA, *STEWARDS.values())
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,13 @@ class Federation:
         """The site's steward decides on the newest version."""
         fab_hash = self.newest_hash(project_id)
         self.coordinator.decide(STEWARDS[site], project_id, fab_hash, dataset, site, state)
+
+    async def supernode_project(self) -> tuple[str, str]:
+        """A project of anna's that dora's site takes part in, approved: ids of the project and the participation."""
+        project_id = self.new_project()
+        participation_id = await self.invite_and_join(project_id, DORA)
+        self.decide(project_id, "d")
+        return project_id, participation_id
 
     def connect(self, who: Principal, participation_id: str) -> bytes:
         """The client registers a fresh key and its node polls; the key."""

@@ -48,8 +48,12 @@ def evaluate(model, data, config):
 """
 
 SITES = {
-    slug: Site(slug, title, "embedded", isolates, f"it@{slug}.example", (Dataset("slides"), Dataset("scans")))
-    for slug, title, isolates in (("north", "North Hospital", False), ("south", "South Clinic", True))
+    slug: Site(slug, title, kind, isolates, f"it@{slug}.example", (Dataset("slides"), Dataset("scans")))
+    for slug, title, kind, isolates in (
+        ("north", "North Hospital", "embedded", False),
+        ("south", "South Clinic", "embedded", True),
+        ("harbour", "Harbour Institute", "supernode", True),
+    )
 }
 
 
@@ -120,6 +124,20 @@ class World:
                 self.principal(steward), project_id, fab_hash, "slides", site, ApprovalState.APPROVED
             )
         return project_id, fab_hash
+
+    async def supernode_project(self) -> tuple[str, str]:
+        """A project of ada's that hana's site, which has no notebook servers, takes part in, with an approved app.
+
+        Ids of the project and of hana's participation.
+        """
+        project_id = self.project()
+        fab_hash = self.add_app(project_id)
+        await self.coordinator.invite(self.principal("ada"), project_id, "hana")
+        self.coordinator.join(self.principal("hana"), project_id, "slides")
+        self.coordinator.decide(
+            self.principal("stan"), project_id, fab_hash, "slides", "harbour", ApprovalState.APPROVED
+        )
+        return project_id, self.participation(project_id, "hana")
 
     def participation(self, project_id: str, user: str) -> str:
         return next(one.id for one in self.store.participations(project_id) if one.user == user)
@@ -199,6 +217,8 @@ def add_people(hub: FakeHub) -> None:
     hub.add("cleo", "site-south")
     hub.add("norma", "site-north", "steward-north", scopes=STEWARD)
     hub.add("sue", "site-south", "steward-south", scopes=STEWARD)
+    hub.add("hana", "site-harbour")
+    hub.add("stan", "site-harbour", "steward-harbour", scopes=STEWARD)
     hub.add("nowhere")
     hub.add("visitor", "site-north", scopes=frozenset({Scope.ACCESS}))
     hub.add("outsider", "site-north", scopes=frozenset())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from federator.contract import ClientState, MemberState, Scope
+from federator.contract import ClientState, MemberState, Scope, Site
 
 from hub_service.domain import policy
 from hub_service.domain.errors import Forbidden, NotFound
@@ -160,6 +160,74 @@ def test_a_server_runs_its_own_active_participation_at_its_own_site_only(not_own
     assert policy.require_own_participation(anna, own) is own
     with pytest.raises(NotFound):
         policy.require_own_participation(anna, not_own)
+
+
+def site(kind: str) -> Site:
+    return Site("a", "Hospital A", kind, True, "help@a")
+
+
+BROWSER = (Scope.USE, Scope.APPROVE)
+STEWARD = principal("sam", "site-a", "steward-a", scopes=BROWSER)
+# Who may name the key of anna's node: at a site with servers, at one with a SuperNode. None: as if it were not there.
+REGISTRARS = [
+    (principal("anna", "site-a"), True, False),
+    (principal("anna", "site-b"), None, None),  # has moved
+    (STEWARD, False, True),
+    (principal("sam", "site-a", "steward-a"), False, False),  # the token of a notebook server
+    (principal("anna", "site-a", "steward-a", scopes=BROWSER), True, True),
+    (principal("bert", "site-a"), None, None),
+    (principal("sue", "site-b", "steward-b", scopes=BROWSER), None, None),
+    (principal("admin", scopes=(Scope.USE, Scope.ADMINISTER)), None, None),
+]
+
+
+@pytest.mark.parametrize(("who", "at_servers", "at_supernode"), REGISTRARS)
+def test_a_node_has_one_who_may_name_its_key(
+    who: Principal, at_servers: bool | None, at_supernode: bool | None
+) -> None:
+    for kind, allowed in (("embedded", at_servers), ("docker", at_servers), ("supernode", at_supernode)):
+        asked = participation(), site(kind)
+        if allowed:
+            assert policy.require_registrar(who, *asked) == asked[0]
+        else:
+            with pytest.raises(NotFound if allowed is None else Forbidden) as refused:
+                policy.require_registrar(who, *asked)
+            assert refused.value.next_step
+
+
+@pytest.mark.parametrize("who", [one for one, *_ in REGISTRARS])
+def test_only_a_steward_removes_a_key_and_only_a_supernodes(who: Principal) -> None:
+    assert policy.decides_for_node(STEWARD, participation(), site("supernode"))
+    for kind in ("embedded", "docker", "supernode"):
+        asked = participation(), site(kind)
+        if policy.decides_for_node(who, *asked):
+            assert kind == "supernode"
+            assert policy.require_node_steward(who, *asked) == asked[0]
+        else:
+            with pytest.raises((NotFound, Forbidden)):
+                policy.require_node_steward(who, *asked)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "supernode"])
+def test_what_is_not_ones_own_looks_as_if_it_were_not_there(kind: str) -> None:
+    stranger = principal("sue", "site-b", "steward-b", scopes=BROWSER)
+    for ended in (None, participation(active=False)):
+        with pytest.raises(NotFound) as missing:
+            policy.require_registrar(STEWARD, ended, None)
+        with pytest.raises(NotFound) as refused:
+            policy.require_registrar(stranger, participation(), site(kind))
+        assert (refused.value.message, refused.value.next_step) == (missing.value.message, missing.value.next_step)
+
+
+def test_no_notebook_server_speaks_for_a_supernode() -> None:
+    anna, own = principal("anna", "site-a"), participation()
+    assert policy.require_own_client(anna, own, site("docker")) is own
+    assert policy.runs_in_own_server(anna, own, site("docker"))
+    assert not policy.runs_in_own_server(anna, own, site("supernode"))
+    with pytest.raises(Forbidden, match="no notebook servers"):
+        policy.require_own_client(anna, own, site("supernode"))
+    with pytest.raises(NotFound):
+        policy.require_own_client(principal("bert", "site-a"), own, site("supernode"))
 
 
 def test_only_the_owner_sees_who_is_gone() -> None:

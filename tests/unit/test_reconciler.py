@@ -28,7 +28,7 @@ from tests.fakes.aggregators import (
     reply,
     sent,
 )
-from tests.fakes.federation import ANNA, BERT, Federation
+from tests.fakes.federation import ANNA, BERT, STEWARDS, Federation
 
 PATIENCE_S = 10.0  # a test that waits this long has failed
 FINISHED = RunEvent(EventKind.FINISHED, 9.0)
@@ -261,6 +261,7 @@ async def test_keys_that_flower_does_not_take_fail_those_clients(tmp_path: Path)
         assert "No site's client could be connected" in run.message
         assert at.federation.participation(first).client is ClientState.FAILED
         assert "Restart the Flower client kernel" in at.federation.participation(first).client_detail
+        assert at.federation.participation(first).public_key is None
 
 
 async def test_the_owner_stops_a_run_in_flight(tmp_path: Path) -> None:
@@ -323,6 +324,41 @@ async def test_a_replaced_key_is_unregistered_and_the_new_one_kept(tmp_path: Pat
         await at.until(lambda: at.federation.participation(at.first).node_id is not None, project_id)
         assert at.superlink.unregistered == [old]
         assert at.federation.participation(at.first).public_key == key
+
+
+async def supernode_in_a_run(at: Stage) -> tuple[str, str]:
+    """A run in flight of a site without notebook servers: project id and participation id."""
+    project_id, participation_id = await at.federation.supernode_project()
+    at.federation.connect(STEWARDS["d"], participation_id)
+    run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+    await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+    return project_id, participation_id
+
+
+async def test_a_removed_key_takes_the_supernode_out_of_the_run(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        _, participation_id = await supernode_in_a_run(at)
+        node_id = at.node(participation_id)
+        at.federation.coordinator.remove_node(STEWARDS["d"], participation_id)
+        async with asyncio.timeout(PATIENCE_S):
+            while at.superlink.unregistered != [node_id]:
+                await at.looks()
+        (node,) = at.federation.coordinator.site_nodes(STEWARDS["d"])
+        assert (node.fingerprint, node.key_by) == ("", "")
+
+
+async def test_a_withdrawn_approval_uses_a_supernodes_key_up(tmp_path: Path) -> None:
+    """Flower never takes it back: the steward is told that a new pair is needed."""
+    async with stage(tmp_path) as at:
+        project_id, participation_id = await supernode_in_a_run(at)
+        at.federation.decide(project_id, "d", ApprovalState.REVOKED)
+        await at.until(lambda: at.federation.participation(participation_id).public_key is None, project_id)
+        (node,) = at.federation.coordinator.site_nodes(STEWARDS["d"])
+        assert (node.fingerprint, node.key_by) == ("", STEWARDS["d"].name)
+        at.federation.decide(project_id, "d")
+        shown = at.federation.coordinator.project(ANNA, project_id).participants[1]
+        assert "no more. Waits for" in shown.detail
+        assert "a new key" in shown.detail
 
 
 async def test_a_busy_superlink_is_asked_again(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, Route, a
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from tests.fakes.hub import FakeHub
-from tests.fakes.web_world import CELL, World, served_world
+from tests.fakes.web_world import CELL, World, public_key, served_world
 
 pytestmark = pytest.mark.needs_browser
 
@@ -167,14 +167,25 @@ async def test_no_page_is_wider_than_the_screen(world: World, visit: Visit, tmp_
     run_id = world.start_run(project_id)
     world.report_round(project_id, run_id, 1)
     world.finish_run(project_id, run_id, b"weights", tmp_path)
+    supernode_project, participation_id = await world.supernode_project()
+    await world.coordinator.invite(world.principal("ada"), supernode_project, "stan")
+    supernode_hash = world.store.app_versions(supernode_project)[-1].fab_hash
     pages = {
         "ada": ("", "projects/new", f"projects/{project_id}", f"projects/{project_id}/apps/{fab_hash}", "none"),
         "norma": ("approvals", f"approvals/{project_id}/{fab_hash}/north/slides"),
+        "stan": (
+            "approvals",
+            f"participations/{participation_id}/node",
+            f"approvals/{supernode_project}/{supernode_hash}/harbour/slides",
+            f"projects/{supernode_project}",
+        ),
     }
+    world.coordinator.register_node(world.principal("stan"), participation_id, public_key().encode())
     for name, addresses in pages.items():
         async with visit.page(name, width) as page:
             for address in addresses:
                 await page.goto(world.url + address)
+                await page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
                 assert await page.evaluate("document.documentElement.scrollWidth") <= width, address
 
 
@@ -188,6 +199,30 @@ async def test_the_panel_comes_into_the_hubs_home_page(world: World, visit: Visi
     async with visit.page("outsider") as page:
         await page.goto(f"{visit.origin}/hub/home")
         await expect(page.locator("#federation-panel")).to_contain_text("You have no access")
+
+
+async def test_a_key_that_is_being_pasted_survives_what_happens_meanwhile(world: World, visit: Visit) -> None:
+    project_id, participation_id = await world.supernode_project()
+    await world.coordinator.invite(world.principal("ada"), project_id, "stan")
+    async with visit.page("stan") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        await page.click("text=Register its key")
+        await page.fill("textarea", public_key())
+        world.add_app(project_id, source=CELL + "# newer")
+        await expect(page.locator("#participants")).to_contain_text("version 2")
+        await page.click("text=Register the key")
+        await expect(page.locator("#flash")).to_contain_text("The key is registered")
+
+        async def say_yes(dialog: Dialog) -> None:
+            assert "refused at once" in dialog.message
+            await dialog.accept()
+
+        page.on("dialog", say_yes)
+        await page.click("text=Remove the key")
+        await expect(page.locator("#flash")).to_contain_text("The key is removed")
+    participation = world.store.participation(participation_id)
+    assert participation is not None
+    assert participation.public_key is None
 
 
 async def test_what_cannot_be_undone_is_asked_first(world: World, visit: Visit) -> None:

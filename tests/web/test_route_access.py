@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federator.contract import API_VERSION, Route
+from federator.contract import API_VERSION, Route, Scope
 
 from hub_service.web.schema import OPERATIONS
 from tests.fakes.web_world import World, notebook, path, plain, public_key
@@ -40,7 +40,8 @@ ACCESS: list[tuple[str, Route, dict[str, Any], tuple[int, int, int, int, int]]] 
     ("GET", Route.APPROVALS, {}, (401, 200, 200, 200, 200)),
     ("POST", Route.APPROVALS, {"json": "decision"}, (401, 404, 404, 404, 200)),
     ("GET", Route.ASSIGNMENTS, {}, (401, 200, 200, 200, 200)),
-    ("PUT", Route.NODE, {"json": {"public_key": public_key()}}, (401, 404, 200, 404, 404)),
+    ("PUT", Route.NODE, {"json": {"public_key": public_key()}}, (401, 404, 200, 404, 403)),
+    ("DELETE", Route.NODE, {}, (401, 404, 403, 404, 403)),
     ("PUT", Route.CLIENT, {"json": {"state": "ready"}}, (401, 404, 204, 404, 404)),
     ("GET", Route.SITE_APPROVALS, {}, (401, 404, 200, 404, 404)),
 ]
@@ -115,6 +116,45 @@ async def test_what_is_anothers_looks_as_if_it_were_not_there(
     assert (theirs[0], theirs[2]) == (unknown[0], unknown[2])
 
 
+SUPERNODE_ACCESS = {None: (401, 401), "cleo": (404, 404), "ada": (404, 404), "sue": (404, 404), "hana": (403, 403)}
+
+
+@pytest.mark.parametrize("name", [*SUPERNODE_ACCESS, "stan"])
+async def test_the_key_of_a_supernode_is_its_stewards(world: World, name: str | None) -> None:
+    """Nobody, another tenant, the project's owner, another site's steward, the participant; and the site's steward."""
+    _, participation_id = await world.supernode_project()
+    address, body = path(Route.NODE, participation_id=participation_id), {"json": {"public_key": public_key()}}
+    registered, _, problem = await ask(world, name, "PUT", address, body)
+    removed, _, _ = await ask(world, name, "DELETE", address, {})
+    assert (registered, removed) == SUPERNODE_ACCESS.get(name, (200, 204)), problem
+    if registered == 404:
+        unknown = await ask(world, name, "PUT", path(Route.NODE, participation_id="none"), body)
+        assert (unknown[0], unknown[2]) == (registered, problem)
+
+
+async def test_a_token_without_the_stewards_scope_registers_no_key(world: World) -> None:
+    """Such as that of a notebook server."""
+    _, participation_id = await world.supernode_project()
+    world.person("stan").scopes = frozenset({Scope.ACCESS, Scope.USE})
+    address = path(Route.NODE, participation_id=participation_id)
+    status, _, problem = await ask(world, "stan", "PUT", address, {"json": {"public_key": public_key()}})
+    assert (status, problem["code"]) == (403, "forbidden")
+    assert "data steward" in problem["next_step"]
+
+
+@pytest.mark.parametrize("form", ["node", "node/remove"])
+async def test_a_stranger_learns_nothing_from_a_supernodes_form(world: World, form: str) -> None:
+    _, participation_id = await world.supernode_project()
+    for name in ("cleo", "sue"):
+        async with world.browser(name) as browser:
+            await browser.get("")
+            fields = {"public_key": public_key(), "_xsrf": browser.cookies["_xsrf"]}
+            answer = await browser.post(f"participations/{participation_id}/{form}", data=fields)
+            unknown = await browser.post(f"participations/none/{form}", data=fields)
+        assert answer.status_code == unknown.status_code == 404
+        assert "Lungs" not in answer.text
+
+
 @pytest.mark.parametrize("name", ["outsider", "visitor", "robot"])
 async def test_a_login_without_the_scope_gets_nothing(world: World, name: str) -> None:
     ids = dict.fromkeys(("project_id", "fab_hash", "run_id", "participation_id", "user"), "x")
@@ -135,6 +175,7 @@ PAGES = {
     "projects/{project_id}/apps/{fab_hash}": (404, 200, 200, 200),
     "approvals/{project_id}/{fab_hash}/south/slides": (404, 404, 404, 200),
     "approvals/{project_id}/{fab_hash}/north/slides": (404, 404, 404, 404),
+    "participations/{participation_id}/node": (404, 403, 404, 403),
 }
 
 

@@ -8,6 +8,7 @@ from federator.contract import ApprovalRequest, ApprovalState
 
 from hub_service.domain import policy
 from hub_service.domain.errors import FederationError, Invalid, NotFound
+from hub_service.views import SiteNode
 from hub_service.web.pages.base import PageHandler, Refusal
 from hub_service.web.schema import parse_time
 
@@ -20,6 +21,7 @@ class ApprovalsPage(PageHandler):
             waiting=[one for one in requests if one.state is ApprovalState.WAITING],
             decided=[one for one in requests if one.state is not ApprovalState.WAITING],
             sites=sorted(policy.sites_decided_by(self.principal)),
+            nodes=self.parts.coordinator.site_nodes(self.principal),
         )
 
 
@@ -33,6 +35,12 @@ class ReviewPage(PageHandler):
                 return one
         raise policy.no_such_request()
 
+    def _node(self, request: ApprovalRequest) -> SiteNode | None:
+        """The SuperNode that would run what is asked; None at a site with notebook servers."""
+        nodes = self.parts.coordinator.site_nodes(self.principal)
+        asked = (request.project_id, request.site, request.dataset)
+        return next((one for one in nodes if (one.project_id, one.site, one.dataset) == asked), None)
+
     def _show(self, request: ApprovalRequest, refusal: Refusal | None) -> None:
         site = self.my_site()
         self.render_page(
@@ -43,6 +51,7 @@ class ReviewPage(PageHandler):
             kept=refusal.kept if refusal else {},
             site_title=site.title if site is not None and site.slug == request.site else request.site,
             isolates=site is None or site.isolates,
+            node=self._node(request),
         )
 
     def post(self, *path: str) -> None:
@@ -69,7 +78,13 @@ class ReviewPage(PageHandler):
             ApprovalState.REJECTED: "is rejected",
             ApprovalState.REVOKED: "is no longer approved",
         }
-        self.go("approvals", said=f"Version {asked.version} of {asked.project_name} {words[decided.state]}.")
+        node = self._node(asked)
+        lacks_key = node is not None and not node.fingerprint and decided.state is ApprovalState.APPROVED
+        self.go(
+            "approvals",
+            said=f"Version {asked.version} of {asked.project_name} {words[decided.state]}.",
+            next_step="Now register the key of your site's SuperNode." if lacks_key else "",
+        )
 
 
 def _decision(text: str) -> ApprovalState:

@@ -17,6 +17,7 @@ from hub_service.domain.errors import FederationError, Forbidden, Invalid, TooLa
 from hub_service.identity import PageIdentity
 from hub_service.web.base import Answering, Upload
 from hub_service.web.error_map import problem_of
+from hub_service.web.hub_address import hub_address
 from hub_service.web.schema import MAX_BODY
 
 _FLASH = "federation-flash"
@@ -47,6 +48,7 @@ class PageHandler(Answering, PageIdentity):
             "hub": self.hub_auth.hub_prefix,
             "flash": self._take_flash(),
             "xsrf": self.xsrf_token.decode("ascii"),
+            "address": hub_address(self.request),
         }
 
     def write_problem(self, status: int, problem: Problem) -> None:

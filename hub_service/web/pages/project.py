@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hub_service.domain.errors import FederationError, Forbidden, NotFound
 from hub_service.web.assets import PLOTLY
+from hub_service.web.hub_address import hub_address
 from hub_service.web.pages.base import PageHandler, Refusal, UploadPage
 from hub_service.web.pages.view import project_view, render_sections
 
@@ -19,6 +20,7 @@ class ProjectFrame(PageHandler):
             view,
             hub=self.hub_auth.hub_prefix,
             xsrf=self.xsrf_token.decode("ascii"),
+            address=hub_address(self.request),
             kept=refusal.kept if refusal else {},
         )
         self.render_page(

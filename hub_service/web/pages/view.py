@@ -13,6 +13,8 @@ from markupsafe import Markup
 from hub_service.coordinator import Coordinator
 from hub_service.domain.errors import Forbidden, NotFound
 from hub_service.domain.projects import Principal
+from hub_service.domain.sites import runs_supernode
+from hub_service.views import SiteNode
 from hub_service.web.figures import ResultTable, result_table, run_figure, site_titles
 from hub_service.web.templating import Templates
 
@@ -31,6 +33,8 @@ class ProjectView:
     datasets: tuple[str, ...]  # of the person's own site
     site_title: str  # "" where the person has none
     isolates: bool  # False where the person's own site isolates nothing
+    has_server: bool  # False where the person's own site has no notebook servers
+    nodes: Mapping[str, SiteNode]  # SuperNodes of sites without notebook servers, by participation
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ def project_view(coordinator: Coordinator, principal: Principal, project_id: str
         datasets=tuple(one.name for one in site.datasets) if site else (),
         site_title=site.title if site else "",
         isolates=site.isolates if site else True,
+        has_server=not runs_supernode(site),
+        nodes={node.participation_id: node for node in coordinator.project_nodes(principal, project_id)},
     )
 
 
@@ -74,7 +80,8 @@ def render_sections(templates: Templates, view: ProjectView, **frame: Any) -> di
     """Every section's HTML.
 
     Args:
-        frame: `hub`, the Hub's prefix; `xsrf`, the token for forms; `kept`, what was put into a form that was refused.
+        frame: `hub`, the Hub's prefix; `xsrf`, the token for forms; `address`, where a SuperNode dials; `kept`, what
+            was put into a form that was refused.
     """
     rendered = {}
     for name in SECTIONS:

@@ -94,7 +94,7 @@ class ApprovalState(StrEnum):
 class ClientState(StrEnum):
     """What a participant's Flower client is doing, as the page shows it."""
 
-    OFFLINE = "offline"  # no server, or no client kernel in it
+    OFFLINE = "offline"  # no server, or no client kernel in it; or no SuperNode connected
     STARTING = "starting"  # the kernel was started and has not joined yet
     READY = "ready"  # its node waits for work
     WORKING = "working"  # it trains or evaluates
@@ -128,7 +128,7 @@ class Site:
 
     slug: str
     title: str
-    kind: str  # "embedded", "docker"
+    kind: str  # "embedded", "docker", "swarm", "supernode"
     isolates: bool  # False: the site's servers share one machine and one account with the Hub
     contact: str
     datasets: tuple[Dataset, ...] = ()
