@@ -12,12 +12,13 @@ from docker import DockerClient
 from docker.errors import ContainerError
 from docker.models.containers import Container
 
-from tests.fakes.engines import client_of
+from tests.fakes.engines import BuildEngine
 
 pytestmark = pytest.mark.needs_docker
 
 IMAGES = ("singleuser", "aggregator", "hub")
 TMP = "/tmp"  # noqa: S108 - in the containers
+STATE = "/var/lib/notebook-federator"
 RESTRICTED: dict[str, Any] = {
     "read_only": True,
     "tmpfs": {TMP: ""},
@@ -74,8 +75,8 @@ work_dir = "/var/lib/notebook-federator/st-anna"
 
 
 @pytest.fixture(scope="module")
-def image_engine() -> Iterator[DockerClient]:
-    client = client_of("unix:///var/run/docker.sock")
+def image_engine(build_engine: BuildEngine) -> Iterator[DockerClient]:
+    client = build_engine.client()
     yield client
     client.close()
 
@@ -194,11 +195,11 @@ def test_the_hub_starts_and_is_healthy(image_engine: DockerClient, tmp_path: Pat
         environment={"NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET": "for tests"},
         volumes={str(deployment): {"bind": "/etc/notebook-federator/deployment.toml", "mode": "ro"}},
         healthcheck={"Interval": 10**9},
-        **RESTRICTED,
+        **RESTRICTED | {"tmpfs": {TMP: "", STATE: "uid=1000,mode=700"}},
     )
     try:
         wanted = {"container": container.id, "event": ["health_status", "die"]}
         event = next(image_engine.events(decode=True, filters=wanted, since=0))
         assert event["status"] == "health_status: healthy", container.logs().decode()
     finally:
-        container.remove(force=True, v=True)
+        container.remove(force=True)
