@@ -19,7 +19,6 @@ from docker.types.containers import DeviceRequest, LogConfig
 from docker.types.services import Mount
 from dockerspawner import DockerSpawner
 from jupyterhub.slugs import safe_slug
-from jupyterhub.spawner import SpawnException
 from tornado.web import HTTPError
 from traitlets import Unicode, default
 
@@ -29,7 +28,7 @@ from spawner.engines import Engine, EngineUnavailable, engine_of
 from spawner.gpu_leases import GpusTaken, Lease, leases_of
 from spawner.injection import environment, server_arguments
 from spawner.labels import GPU_LABEL, SERVER_LABEL, SITE_LABEL, USER_LABEL
-from spawner.site_spawner import SiteSpawner
+from spawner.site_spawner import SiteSpawner, StartRefused
 from spawner.sites import ContainerSite, DockerSite
 
 HOME = "/home/jovyan"
@@ -42,7 +41,7 @@ START_TIMEOUT_S = 300
 """An image that is not at the site yet is fetched within it."""
 
 LISTEN_TIMEOUT_S = 90.0
-_LOG_LIMIT = {"max-size": "10m", "max-file": "2"}
+LOG_LIMIT = {"max-size": "10m", "max-file": "2"}
 
 GPU_OPTION = "gpu"
 GPU_CHOICE = """
@@ -101,7 +100,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         """The form before a start; empty where there is nothing to choose, so that the Hub shows none."""
         try:
             site = self.placement().site
-        except SpawnException:  # told when the server is started
+        except StartRefused:  # told when the server is started
             return ""
         return GPU_CHOICE if isinstance(site, DockerSite) and site.gpus else ""
 
@@ -111,7 +110,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         """Start the person's server at their site; return its address once it listens.
 
         Raises:
-            SpawnException: no site, an option that there is not, no free GPU, or whatever the site's engine refused;
+            StartRefused: no site, an option that there is not, no free GPU, or whatever the site's engine refused;
                 the page shows which site, what happened and what to do.
         """
         placement = self.placement()
@@ -154,6 +153,24 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
             self.log.warning("Site %s: %s ended: %s", self.site_slug, self._log_name, status)
             await self._discard()
         return status
+
+    async def get_object(self) -> Any:
+        """The container or service, as `docker inspect` shows it; None where there is none. Called by DockerSpawner.
+
+        Raises:
+            EngineUnavailable: the engine cannot say. DockerSpawner would take the server for gone.
+        """
+        try:
+            found = await self.docker(f"inspect_{self.object_type}", self.object_name)
+        except NotFound:
+            self.object_id = ""
+            return None
+        except APIError as error:
+            if error.is_server_error():
+                raise EngineUnavailable(str(error.explanation)) from error
+            raise
+        self.object_id = found[self.object_id_key]
+        return found
 
     async def stop(self, now: bool = False) -> None:
         """Stop and remove the server.
@@ -199,7 +216,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         if not self.site_slug:
             try:
                 self.site_slug = self.placement().slug
-            except SpawnException:
+            except StartRefused:
                 return None
         site = self.deployment.sites.get(self.site_slug)
         return site if isinstance(site, ContainerSite) else None
@@ -221,17 +238,17 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     # --- what a server gets
 
     def _check_options(self, site: ContainerSite) -> None:
-        """Refuse what nobody may choose. Raises SpawnException."""
+        """Refuse what nobody may choose. Raises StartRefused."""
         unknown = sorted(set(self.user_options) - {GPU_OPTION})
         if unknown:
-            raise SpawnException(
+            raise StartRefused(
                 f"A server has no option {', '.join(unknown)}: image, site and data are set by the Hub's "
                 f"administrator. Start it without.",
                 reason="option",
                 status_code=400,
             )
         if self._wants_gpu and self.user_options.get(GPU_OPTION) and not self._has_gpus(site):
-            raise SpawnException(
+            raise StartRefused(
                 f"{site.title} has no GPUs for notebook servers. Start without one.", reason="no-gpu", status_code=400
             )
 
@@ -314,19 +331,19 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         if not self._told or self._told[-1] != message:
             self._told = [*self._told, message]
 
-    def _site_away(self, site: ContainerSite, unavailable: EngineUnavailable) -> SpawnException:
+    def _site_away(self, site: ContainerSite, unavailable: EngineUnavailable) -> StartRefused:
         self.log.error("Site %s: the engine at %s: %s", self.site_slug, site.engine, unavailable)
-        return SpawnException(
+        return StartRefused(
             f"{_away(site, unavailable)} Your files there are not touched. Try again later; if it stays so, "
             f"ask {site.contact}.",
             reason="site-away",
             status_code=503,
         )
 
-    def _site_refused(self, site: ContainerSite, error: APIError) -> SpawnException:
+    def _site_refused(self, site: ContainerSite, error: APIError) -> StartRefused:
         self.log.error("Site %s: the engine refused %s: %s", self.site_slug, self._log_name, error.explanation)
         refusal = refusal_of(error)
-        return SpawnException(
+        return StartRefused(
             f"{site.title} could not start your server: {refusal.text}. Ask {site.contact}.",
             reason=refusal.reason,
             status_code=500,
@@ -364,7 +381,7 @@ class DockerSiteSpawner(ContainerSiteSpawner):
             "init": True,
             "dns": ["127.0.0.1"],  # nothing listens there: the engine's own resolver asks the world
             "extra_hosts": self.hub_hosts(site),
-            "log_config": LogConfig(type=LogConfig.types.JSON, config=_LOG_LIMIT),
+            "log_config": LogConfig(type=LogConfig.types.JSON, config=LOG_LIMIT),
         }
 
     @property
@@ -425,8 +442,8 @@ def _away(site: ContainerSite, unavailable: EngineUnavailable) -> str:
     return f"The engine of {site.title} does not answer: {unavailable}."
 
 
-def _no_gpu(site: ContainerSite, taken: GpusTaken) -> SpawnException:
-    return SpawnException(
+def _no_gpu(site: ContainerSite, taken: GpusTaken) -> StartRefused:
+    return StartRefused(
         f"All GPUs of {site.title} are taken. {_holders(taken.leases)} "
         "Start without a GPU, or try again when one is free.",
         reason="gpus-taken",

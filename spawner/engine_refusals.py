@@ -58,7 +58,7 @@ _KNOWN: Sequence[tuple[re.Pattern[str], str, str]] = (
     ),
     (
         re.compile(r"network (?P<what>\S+) not found", re.I),
-        "its isolated network {what} is not there: `python -m spawner.site up` makes it",
+        "its isolated network {what} is not there; the set-up of the site makes it",
         "no-network",
     ),
     (

@@ -51,14 +51,14 @@ class GpusTaken(Exception):
 
 
 def leases_in(containers: Iterable[Mapping[str, Any]], being_started: frozenset[str]) -> list[Lease]:
-    """The leases that an engine's containers stand for.
+    """The leases that an engine's containers stand for, in the order of the GPUs.
 
     Args:
         containers: as the engine lists them, ended ones included.
         being_started: names of containers that this Hub is starting. One that was made and that nobody starts is
             what a Hub left that crashed in between: it holds nothing.
     """
-    return [
+    leases = [
         Lease(
             labels[GPU_LABEL],
             labels.get(USER_LABEL, "somebody"),
@@ -68,6 +68,7 @@ def leases_in(containers: Iterable[Mapping[str, Any]], being_started: frozenset[
         for container in containers
         if GPU_LABEL in (labels := container["Labels"] or {}) and _holds(container, being_started)
     ]
+    return sorted(leases, key=lambda lease: (lease.gpu, lease.since))
 
 
 def _holds(container: Mapping[str, Any], being_started: frozenset[str]) -> bool:

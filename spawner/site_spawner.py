@@ -33,6 +33,19 @@ PORT_CHECK_INTERVAL = 0.1  # seconds
 CONNECT_TIMEOUT_S = 2.0
 
 
+class StartRefused(SpawnException):
+    """A server that is not started, or did not come up. The text is for its person: what happened, and what to do.
+
+    Args:
+        reason: one word for the Hub's metrics.
+        status_code: of the Hub's answer.
+    """
+
+    def __init__(self, message: str, *, reason: str, status_code: int) -> None:
+        super().__init__(message, reason=reason, status_code=status_code)
+        self.jupyterhub_message = message  # the pages would put the exception's name before it
+
+
 class SiteSpawner(LoggingConfigurable):
     """A server at the site of its person. A mixin over a spawner that runs servers: `class S(SiteSpawner, Other)`."""
 
@@ -59,13 +72,13 @@ class SiteSpawner(LoggingConfigurable):
         """Where this person's server runs. Their groups decide, each time anew.
 
         Raises:
-            SpawnException: they have no site, or one without servers; the page shows why.
+            StartRefused: they have no site, or one without servers; the page shows why.
         """
         groups = [group.name for group in self.user.groups]
         try:
             return place(groups, self.deployment.sites, self.deployment.hub.admin_contact)
         except PlacementRefused as refused:
-            raise SpawnException(str(refused), reason="no-site", status_code=403) from None
+            raise StartRefused(str(refused), reason="no-site", status_code=403) from None
 
     async def listens(self, host: str, port: int, patience_s: float) -> None:
         """Return once the server listens.
@@ -77,7 +90,7 @@ class SiteSpawner(LoggingConfigurable):
             patience_s: how long to wait, in seconds.
 
         Raises:
-            SpawnException: the server ended instead, or cannot be reached.
+            StartRefused: the server ended instead, or cannot be reached.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
@@ -88,14 +101,14 @@ class SiteSpawner(LoggingConfigurable):
                 raise self._ended(status)
         raise self._unreachable(host, port)
 
-    def _ended(self, status: object) -> SpawnException:
+    def _ended(self, status: object) -> StartRefused:
         ask = f"Try again; if that repeats, ask {self.deployment.hub.admin_contact}."
-        return SpawnException(
+        return StartRefused(
             f"Your server ended while it was starting, with status {status}. {ask}", reason="ended", status_code=500
         )
 
-    def _unreachable(self, host: str, port: int) -> SpawnException:
-        return SpawnException(
+    def _unreachable(self, host: str, port: int) -> StartRefused:
+        return StartRefused(
             f"Your server was started, but the Hub does not reach it at {host}:{port}. "
             f"Ask {self.deployment.hub.admin_contact}: a firewall between the Hub and the site is the usual cause.",
             reason="unreachable",
@@ -137,7 +150,7 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
         """Place the person, make their home folder and start their server.
 
         Raises:
-            SpawnException: the person has no site, or the server ended; the page shows why.
+            StartRefused: the person has no site, or the server ended; the page shows why.
         """
         home = home_folder(self._embedded_site().work_dir, self.user.name)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)

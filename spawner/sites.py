@@ -27,6 +27,8 @@ NETWORK = "federation"
 TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
 """What an engine's `tls_dir` holds: who may sign the engine's certificate, and the Hub's own certificate and key."""
 
+_OPEN_NETWORKS = frozenset({"bridge", "default", "host", "none", "ingress", "docker_gwbridge"})
+
 VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")]
 
 
@@ -142,6 +144,13 @@ class ContainerSite(SiteTable):
         if parts.scheme == "tcp" and parts.hostname and parts.port:
             return engine
         raise ValueError("is no engine's address; write tcp://host:2376 or unix:///var/run/docker.sock")
+
+    @field_validator("network")
+    @classmethod
+    def _network_is_isolated(cls, network: str) -> str:
+        if network in _OPEN_NETWORKS:
+            raise ValueError("is one of Docker's own, which isolate nothing; `python -m spawner.site up` makes one")
+        return network
 
     @field_validator("image")
     @classmethod

@@ -26,12 +26,12 @@ from docker.types.services import Placement as NodePlacement
 from docker.utils import version_lt
 from dockerspawner import SwarmSpawner
 from jupyterhub.slugs import safe_slug
-from jupyterhub.spawner import SpawnException
 from traitlets import default
 
-from spawner.container_site_spawner import HOME, PIDS_LIMIT, SERVER_USER, ContainerSiteSpawner
+from spawner.container_site_spawner import HOME, LOG_LIMIT, PIDS_LIMIT, SERVER_USER, ContainerSiteSpawner
 from spawner.engines import EngineUnavailable
 from spawner.labels import SITE_LABEL, USER_LABEL
+from spawner.site_spawner import StartRefused
 from spawner.sites import ContainerSite
 
 NODE_LABEL = "site"
@@ -41,34 +41,20 @@ OLDEST_API = "1.41"
 """Docker 20.10. An older manager leaves out what it does not know, without a word: capabilities and the pids limit."""
 
 TASK_CHECK_INTERVAL_S = 0.2
+TAKE_PATIENCE_S = 30.0
+"""A node takes a task at once, whatever it does with it then. The Swarm takes longer to miss one that is away."""
+
 STOP_PATIENCE_S = 30.0
 """A container is killed when it has not ended after 10 s; one on a node that is away never ends."""
 
+_NOT_TAKEN = frozenset({"new", "pending", "assigned"})
+_NOT_RUNNING = _NOT_TAKEN | {"accepted", "preparing", "ready", "starting"}
 _ENDED = frozenset({"complete", "shutdown", "failed", "rejected", "orphaned", "remove"})
 _NAME_PART_LENGTH = 24  # a service's name has 63 characters at most: prefix, person, and name of their server
-_LOG_LIMIT = {"max-size": "10m", "max-file": "2"}
 
 
 class ServiceSpawner(SwarmSpawner):
     """A server as a service with one task that is never started again. What SwarmSpawner knows, told by the task."""
-
-    async def get_object(self) -> Any:
-        """The service; None where there is none.
-
-        Raises:
-            EngineUnavailable: the manager cannot say, as one that has lost the other managers.
-        """
-        try:
-            service = await self.docker("inspect_service", self.object_name)
-        except NotFound:
-            self.object_id = ""
-            return None
-        except APIError as error:
-            if error.is_server_error():
-                raise EngineUnavailable(str(error.explanation)) from error
-            raise
-        self.object_id = service["ID"]
-        return service
 
     async def poll(self) -> Any:
         """None while the task runs or is on its way to; else how it ended."""
@@ -85,14 +71,28 @@ class ServiceSpawner(SwarmSpawner):
 
         Raises:
             APIError: no node may or will run it, as an engine refuses a container; it says why.
+            EngineUnavailable: the node does not answer the Swarm.
         """
+        try:
+            async with asyncio.timeout(TAKE_PATIENCE_S):
+                await self._leaves(_NOT_TAKEN)
+        except TimeoutError:
+            raise EngineUnavailable(f"its machine did not take the server within {TAKE_PATIENCE_S:.0f} s") from None
+        await self._leaves(_NOT_RUNNING)
+
+    async def _leaves(self, states: frozenset[str]) -> None:
         while True:
-            for task in await self._tasks(service=self.object_id):
-                if task["Status"]["State"] in _ENDED or task["Status"].get("Err"):
-                    raise APIError(_said(task), explanation=_said(task))
-                if task["Status"]["State"] == "running":
-                    return
+            if await self._state() not in states:
+                return
             await asyncio.sleep(TASK_CHECK_INTERVAL_S)
+
+    async def _state(self) -> str:
+        """The task's state on its way to "running"; raises APIError where it will not get there."""
+        for task in await self._tasks(service=self.object_id):
+            if task["Status"]["State"] in _ENDED or task["Status"].get("Err"):
+                raise APIError(_said(task), explanation=_said(task))
+            return str(task["Status"]["State"])
+        return "new"
 
     async def get_ip_and_port(self) -> tuple[str, int]:
         """Address of the node that runs the task, and the port there."""
@@ -106,7 +106,8 @@ class ServiceSpawner(SwarmSpawner):
             tasks = await self._tasks(service=self.object_id)
             await self.docker("remove_service", self.object_id)
             for task in tasks:
-                await self._task_ends(task["ID"])
+                if task["Status"]["State"] not in _NOT_TAKEN:
+                    await self._task_ends(task["ID"])
 
     async def _task_ends(self, task_id: str) -> None:
         with contextlib.suppress(TimeoutError):
@@ -165,7 +166,7 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
             restart_policy=RestartPolicy("none"),
             placement=NodePlacement([f"node.labels.{NODE_LABEL}=={self.site_slug}"]),
             networks=[site.network],
-            log_driver=DriverConfig("json-file", _LOG_LIMIT),
+            log_driver=DriverConfig("json-file", LOG_LIMIT),
         )
         # The node's own port: the Swarm's mesh would open it on every node, and needs IPVS.
         ports = EndpointSpec(ports={None: (self.port, "tcp", "host")})
@@ -185,7 +186,7 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
             raise self._not_placed(site, "the Swarm's manager is older than Docker 20.10 and would not isolate it")
 
     def _check_nodes(self, site: ContainerSite, nodes: Sequence[dict[str, Any]]) -> None:
-        """Refuse what the Swarm's scheduler would keep waiting, or do wrong. Raises SpawnException."""
+        """Refuse what the Swarm's scheduler would keep waiting, or do wrong. Raises StartRefused."""
         label = f"{NODE_LABEL}={self.site_slug}"
         own = [node for node in nodes if (node["Spec"].get("Labels") or {}).get(NODE_LABEL) == self.site_slug]
         names = ", ".join(node["Description"]["Hostname"] for node in own)
@@ -209,9 +210,9 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
                 "ends that",
             )
 
-    def _not_placed(self, site: ContainerSite, why: str) -> SpawnException:
+    def _not_placed(self, site: ContainerSite, why: str) -> StartRefused:
         self.log.error("Site %s: %s is not placed: %s", self.site_slug, self._log_name, why)
-        return SpawnException(
+        return StartRefused(
             f"{site.title} could not start your server: {why}. Ask {self.deployment.hub.admin_contact}.",
             reason="no-node",
             status_code=503,

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,17 @@ import pytest
 import tomli_w
 
 from examples.demo.browser import Browser, StepError
-from examples.demo.deployment import CLIENT_ID, Ports
-from examples.demo.people import COLLEAGUES, RESEARCHERS, STEWARDS, Person
+from examples.demo.deployment import Ports
+from examples.demo.people import COLLEAGUES, RESEARCHERS, Person
 from examples.demo.stack import ROOT, Stack, WriteDeployment, free_port, running_stack
-from tests.fakes.engines import TLS_PORT, BuildEngine, Engine, bind
+from tests.fakes.engines import ENGINES, TLS_PORT, BuildEngine, Engine, bind
+from tests.system.docker_sites import SINGLEUSER_IMAGE, DockerSites, deployment_tables
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.needs_node]
 
 AMARA, MATEU, _ = RESEARCHERS
 JONAS = COLLEAGUES[0]
-SITES = {one.site: one for one in STEWARDS[:2]}
-ENGINES = ROOT / "test-output" / "engines"
-BUILT_IMAGE = "notebook-federator/singleuser:test"
+SITES = (AMARA.site, MATEU.site)
 IMAGE = "notebook-federator/singleuser:swarm"  # a name of its own, for a test to take away
 HUB_NAME = "hub.federation.example"
 SECONDS_TO_A_REFUSAL = 10
@@ -54,17 +53,17 @@ class Swarm:
 
     def services(self, person: Person) -> list[dict[str, Any]]:
         """The person's services, as `docker service inspect` shows them."""
-        found = self.engine.docker(
-            "service", "ls", "--quiet", "--filter", f"label=org.notebook-federator.user={person.username}"
-        ).split()
+        found = self.engine.docker("service", "ls", "--quiet", *_of(person)).split()
         return self._inspected("service", *found) if found else []
 
-    def containers(self, person: Person) -> list[dict[str, Any]]:
-        """The person's containers on the node, running or not, as `docker inspect` shows them."""
-        found = self.engine.docker(
-            "ps", "--all", "--quiet", "--filter", f"label=org.notebook-federator.user={person.username}"
-        ).split()
-        return self._inspected("container", *found) if found else []
+    def container(self, person: Person) -> dict[str, Any]:
+        """The person's one container on the node, as `docker inspect` shows it."""
+        (found,) = self.container_ids(person)
+        return self._inspected("container", found)[0]
+
+    def container_ids(self, person: Person) -> list[str]:
+        """The person's containers on the node, running or not."""
+        return self.engine.docker("ps", "--all", "--quiet", "--no-trunc", *_of(person)).split()
 
     def _inspected(self, kind: str, *names: str) -> list[dict[str, Any]]:
         inspected: list[dict[str, Any]] = json.loads(self.engine.docker(kind, "inspect", *names))
@@ -82,7 +81,7 @@ class Swarm:
         """The node removes an ended container some time after it has said that it ended."""
         async with asyncio.timeout(SECONDS_TO_TIDY_UP):
             while True:
-                if not self.containers(person):
+                if not self.container_ids(person):
                     return
                 await asyncio.sleep(0.1)
 
@@ -92,11 +91,8 @@ class Swarm:
         return browser
 
 
-@pytest.fixture(scope="session")
-def build_engine() -> Iterator[BuildEngine]:  # goes to conftest.py, for the other tests with engines
-    with BuildEngine(ENGINES / "build") as engine:
-        engine.build_test_images()
-        yield engine
+def _of(person: Person) -> tuple[str, str]:
+    return ("--filter", f"label=org.notebook-federator.user={person.username}")
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +100,14 @@ def swarm(build_engine: BuildEngine, tmp_path_factory: pytest.TempPathFactory) -
     data = tmp_path_factory.mktemp("swarm") / "biopsies"
     data.mkdir()  # one that a server's user may read, unlike the folder that pytest makes
     (data / "train.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    shutil.rmtree(ENGINES / "swarm" / "docker" / "swarm", ignore_errors=True)  # of a run that was killed
+    for left in ("swarm", "network"):  # by a test run that was killed
+        shutil.rmtree(ENGINES / "swarm" / "docker" / left, ignore_errors=True)
     engine = Engine(ENGINES / "swarm", options=("--no-new-privileges",))
     # A node asks the registry for an image that is named by tag. There is no registry; this resolver says so at once.
     engine.nameserver = "127.0.0.1"
     with engine:
-        engine.load(BUILT_IMAGE, build_engine)
-        engine.docker("tag", BUILT_IMAGE, IMAGE)
+        engine.load(SINGLEUSER_IMAGE, build_engine)
+        engine.docker("tag", SINGLEUSER_IMAGE, IMAGE)
         port = free_port()
         make_swarm(engine, port)
         try:
@@ -123,7 +120,7 @@ def swarm(build_engine: BuildEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 def make_swarm(engine: Engine, port: int) -> None:
     """The commands of docs/swarm.md."""
-    engine.docker("swarm", "init", "--advertise-addr", engine.address)
+    engine.docker("swarm", "init", "--advertise-addr", engine.address, "--dispatcher-heartbeat", "1m")
     engine.docker("node", "update", "--label-add", "site=st-anna", node_of(engine))
     script = subprocess.run(
         [sys.executable, "-m", "spawner.site", "up", "--hub", f"{engine.hub_address}:{port}", "--print"],
@@ -149,46 +146,19 @@ def node_of(engine: Engine) -> str:
 
 
 def deployment_of(engine: Engine, build: BuildEngine, data: Path) -> WriteDeployment:
+    """Two of the Docker sites, as sites of the Swarm."""
+
     def write(folder: Path, ports: Ports, proxy_command: Sequence[str]) -> Path:
-        provider = f"http://127.0.0.1:{ports.identity_provider}"
-        tables: Mapping[str, Any] = {
-            "hub": {
-                "bind_url": f"http://0.0.0.0:{ports.public}",
-                "public_url": f"http://127.0.0.1:{ports.public}",
-                "data_dir": "hub",
-                "admin_contact": "Robin Hale",
-                "hub_port": ports.hub,
-                "service_port": ports.service,
-                "proxy_api_port": ports.proxy_api,
-                "proxy_command": list(proxy_command),
-            },
-            "sso": {
-                "preset": "generic",
-                "client_id": CLIENT_ID,
-                "authorize_url": f"{provider}/oauth2/authorize",
-                "token_url": f"{provider}/oauth2/token",
-                "userdata_url": f"{provider}/userinfo",
-                "institutions": {one.institution.domain: site for site, one in SITES.items()},
-                "stewards": {site: {"users": [one.username]} for site, one in SITES.items()},
-            },
-            "aggregators": {"kind": "docker", "engine": build.host, "image": "notebook-federator/aggregator:test"},
-            "sites": {
-                site: {
-                    "kind": "swarm",
-                    "title": one.site_title,
-                    "contact": one.name,
-                    "engine": engine.url,
-                    "tls_dir": str(engine.certificates.authority.parent),
-                    "image": IMAGE,
-                    "hub_url": f"http://{HUB_NAME}:{ports.public}",
-                    "hub_address": engine.hub_address,
-                    "cpus": 1.0,
-                    "memory": "3GiB",
-                    "datasets": {"biopsies": {"title": "Fine-needle aspirates", "path": str(data)}},
-                }
-                for site, one in SITES.items()
-            },
-        }
+        as_docker_sites = DockerSites(dict.fromkeys(SITES, engine), build, ports.public)
+        tables = deployment_tables(as_docker_sites, dict.fromkeys(SITES, data), ports, proxy_command)
+        for site in tables["sites"].values():
+            site.pop("gpus", None)
+            site |= {
+                "kind": "swarm",
+                "image": IMAGE,
+                "hub_url": f"http://{HUB_NAME}:{ports.public}",
+                "hub_address": engine.hub_address,
+            }
         path = folder / "deployment.toml"
         path.write_text(tomli_w.dumps(tables), encoding="utf-8")
         return path
@@ -228,12 +198,12 @@ async def test_a_server_is_one_task_on_the_sites_node(swarm: Swarm, amara: Brows
     assert task["Placement"]["Constraints"] == ["node.labels.site==st-anna"]
     assert task["RestartPolicy"]["Condition"] == "none"
     assert spec["EndpointSpec"]["Ports"] == [{"Protocol": "tcp", "TargetPort": 8888, "PublishMode": "host"}]
-    (container,) = swarm.containers(AMARA)
+    container = swarm.container(AMARA)
     assert container["Config"]["Labels"]["com.docker.swarm.node.id"] == node_of(swarm.engine)
 
 
 async def test_a_server_may_do_little(swarm: Swarm, amara: Browser) -> None:
-    (container,) = swarm.containers(AMARA)
+    container = swarm.container(AMARA)
     host = container["HostConfig"]
     assert (container["Config"]["Image"], container["Config"]["User"]) == (IMAGE, "1000:100")
     assert (host["ReadonlyRootfs"], host["Privileged"], host["CapAdd"], host["CapDrop"]) == (True, False, None, ["ALL"])
@@ -328,8 +298,7 @@ async def test_a_stopped_server_leaves_its_persons_files_and_nothing_else(swarm:
 async def test_a_server_that_ends_is_noticed_and_not_started_by_the_swarm(swarm: Swarm, jonas: Browser) -> None:
     await jonas.start_server()
     (service,) = swarm.services(JONAS)
-    (container,) = swarm.containers(JONAS)
-    swarm.engine.docker("kill", container["Id"])
+    swarm.engine.docker("kill", *swarm.container_ids(JONAS))
     await swarm.has_failed(service["ID"])
     await jonas.start_server()
     (another,) = swarm.services(JONAS)
@@ -374,7 +343,7 @@ async def test_an_image_that_is_not_there_is_named(swarm: Swarm, jonas: Browser)
     try:
         text = await refusal(jonas)
     finally:
-        swarm.engine.docker("tag", BUILT_IMAGE, IMAGE)
+        swarm.engine.docker("tag", SINGLEUSER_IMAGE, IMAGE)
     assert f"it does not have the notebook image, and could not fetch it ({IMAGE})" in text
 
 

@@ -147,6 +147,8 @@ def test_an_engine_on_the_hubs_machine_needs_no_certificates(folder: Path) -> No
         ({"hub_address": "hub.example"}, "hub_address: "),
         ({"hub_url": "https://hub.example/jupyter"}, "hub_url: is no origin"),
         ({"network": "no network"}, "network: "),
+        ({"network": "host"}, "network: is one of Docker's own, which isolate nothing"),
+        ({"network": "bridge"}, "network: is one of Docker's own, which isolate nothing"),
         ({"datasets": {"b": {"title": "B"}}}, "datasets.b: needs `path`"),
         ({"datasets": {"b": {"title": "B", "path": "/a", "volume": "v1"}}}, "datasets.b: needs `path`"),
         ({"datasets": {"b": {"title": "B", "path": "srv/b"}}}, "datasets.b.path: is no folder of the site's machine"),

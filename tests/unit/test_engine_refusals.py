@@ -35,7 +35,7 @@ def refused(said: str) -> APIError:
         ),
         ('configuration network "nf" does not exist', "no isolated network: nf is missing", "no-network"),
         ("This node is not a swarm manager. Use", "is no manager of a Swarm", "no-swarm"),
-        ("network federation not found", "`python -m spawner.site up` makes it", "no-network"),
+        ("network federation not found", "network federation is not there; the set-up", "no-network"),
         ("No such image: notebook@sha256:12", "does not have the notebook image", "no-image"),
         ("manifest for notebook:1 not found: manifest unknown", "does not have the notebook image", "no-image"),
         ("write /var/lib/docker/x: no space left on device", "its disk is full", "disk-full"),
