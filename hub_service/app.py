@@ -24,6 +24,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from hub_service.aggregators.base import AggregatorBackend
+from hub_service.aggregators.docker import DockerAggregators
 from hub_service.aggregators.local import LocalAggregators
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.apps.build import AppBuilder
@@ -118,7 +120,8 @@ class Service:
         store = await asyncio.to_thread(SqlStore, database)  # may take long; `/health` is answered meanwhile
         self._opened.callback(store.close)
         artifacts = Artifacts(settings.state_dir / "artifacts")
-        backend = LocalAggregators(settings.state_dir)
+        backend = self._aggregators()
+        self._opened.push_async_callback(backend.close)
         coordinator = Coordinator(
             store=store,
             artifacts=artifacts,
@@ -148,6 +151,20 @@ class Service:
             ],
         )
         self._opened.callback(changes.close)  # first of all, so that those who wait are answered
+
+    def _aggregators(self) -> AggregatorBackend:
+        engine = self._settings.aggregator_engine
+        if engine is None:
+            return LocalAggregators(self._settings.state_dir)
+        return DockerAggregators(
+            self._settings.state_dir,
+            engine=engine.address,
+            tls_dir=engine.tls_dir,
+            image=engine.image,
+            limits=engine.limits,
+            clock=_now,
+            new_id=_new_id,
+        )
 
     def _in_background(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         task = asyncio.create_task(_kept_running(run, name), name=name)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from hub_service.aggregators.events import open_run_file
 from hub_service.domain.errors import NotFound, Unavailable
 
 _CHUNK = 1024 * 1024
@@ -39,10 +40,10 @@ class Artifacts:
     def put_model(self, source: Path) -> tuple[str, int]:
         """Keep a copy of a model file; return its sha256 and its size in bytes.
 
-        Raises NotFound if there is no such file, Unavailable where the disk refuses.
+        Raises NotFound if there is no such plain file, Unavailable where the disk refuses.
         """
         try:
-            with source.open("rb") as file:
+            with open_run_file(source.parent, source.name) as file:
                 return _keep(self._models, file)
         except FileNotFoundError as error:
             raise NotFound("The run has written no model.", debug=str(source)) from error

@@ -15,6 +15,7 @@ from hub_service.aggregators.base import AggregatorBackend, Endpoint
 from hub_service.artifacts import Artifacts
 from hub_service.changes import RUNS_TOPIC, Changes
 from hub_service.domain.clock import Clock
+from hub_service.domain.errors import Unavailable
 from hub_service.domain.runs import Run
 from hub_service.run_driver import FlowerControl, RunDriver, Workshop
 from hub_service.store.base import Store
@@ -22,6 +23,7 @@ from hub_service.store.base import Store
 log = logging.getLogger(__name__)
 
 POLL_S = 0.15
+_RETRY_S = 5.0  # where aggregators run does not answer
 NODES_WAIT_S = 120.0
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
 
@@ -58,7 +60,13 @@ class Reconciler:
 
     async def run(self) -> None:
         """Take over what an earlier service left, then drive every run that is asked for. Ends when cancelled."""
-        await self._take_over()
+        while True:
+            try:
+                await self._take_over()
+                break
+            except Unavailable as error:  # whether those runs go on is not known before
+                log.warning("no run is driven yet: %s %s", error.message, error.next_step)
+                await asyncio.sleep(_RETRY_S)
         while True:
             seen = self._changes.revision(RUNS_TOPIC)
             for run in self._store.unfinished_runs():
@@ -75,7 +83,12 @@ class Reconciler:
             await asyncio.wait(drivers.values())
         for run in self._store.unfinished_runs():
             await RunDriver(self._workshop, run.id).end(RunStatus.FAILED, _RESTARTED)
-        for project_id in await self._backend.running():
+        try:
+            running = await self._backend.running()
+        except Unavailable as error:
+            log.warning("aggregators are left to the next service: %s", error.message)
+            return
+        for project_id in running:
             await self._backend.stop(project_id)
 
     async def _take_over(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Protocol
 from federator.contract import ApprovalState, ClientState, RunStatus
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
-from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, read_events
+from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import RUNS_TOPIC, Changes, project_topic
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 ROUNDS_KEY = "num-server-rounds"  # the key of a Flower app's config that says how many rounds a run has
 
 _LONGEST_LOG_LINE = 300
+_END_OF_LOG = 64 * 1024  # bytes
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
 
 
@@ -160,17 +162,16 @@ class RunDriver:
         superlink = self._superlink(endpoint)
         self._remember_nodes(run)
         folder = self._backend.run_folder(run.project_id, run.id)
-        events, offset = read_events(folder)
-        events = events[self._store.event_count(run.id) :]  # an earlier service has taken the others
+        offset, taken = 0, self._store.event_count(run.id)  # by an earlier service
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
             fresh, offset = read_events(folder, offset)
-            progress = self._take(events + fresh)
-            events = []
+            progress = self._take(fresh[taken:])
+            taken = max(0, taken - len(fresh))
             if progress.outcome is not None:
                 return progress.outcome, progress.run.message
-            if exit_status is not None:
+            if exit_status is not None and not fresh:
                 raise Unavailable(
                     f"The aggregator ended before the run did. {self._last_words(run)}".strip(),
                     "Start the run again; if it happens again, look at the app's strategy.",
@@ -193,9 +194,10 @@ class RunDriver:
 
     def _last_words(self, run: Run) -> str:
         """The last line of the ServerApp's log: mostly the exception that ended it."""
-        path = self._backend.run_folder(run.project_id, run.id) / SERVERAPP_LOG
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            with open_run_file(self._backend.run_folder(run.project_id, run.id), SERVERAPP_LOG) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _END_OF_LOG))
+                lines = file.read(_END_OF_LOG).decode("utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return ""
         spoken = [line.strip() for line in lines if line.strip()]

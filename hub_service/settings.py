@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from federator.contract import Dataset, Site
 
+from hub_service.aggregators.base import Limits
 from hub_service.domain.errors import Invalid
+
+DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorEngine:
+    """The Docker engine that aggregators run on. It shares a file system with the service.
+
+    Attributes:
+        address: unix:///path or tcp://host:port.
+        tls_dir: folder with ca.pem, cert.pem and key.pem, for an engine that asks for TLS.
+        image: the aggregators' image, which is on the engine already.
+        limits: what each container may use.
+    """
+
+    address: str
+    tls_dir: Path | None
+    image: str
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +42,8 @@ class Settings:
         prefix: the path that the Hub's proxy sends here, from JUPYTERHUB_SERVICE_PREFIX.
         state_dir: the service's own folder: database, FABs, models, aggregators. From FEDERATION_STATE_DIR.
         sites: by slug, from FEDERATION_SITES.
+        aggregator_engine: where aggregators run, from FEDERATION_AGGREGATORS. None: as processes of the service's
+            own account, isolated from nothing.
         admin_contact: whom people can ask, in words, from FEDERATION_ADMIN_CONTACT.
         hub_api_url, hub_api_token: from JUPYTERHUB_API_URL and JUPYTERHUB_API_TOKEN. The token is in no `repr`.
     """
@@ -31,6 +53,7 @@ class Settings:
     prefix: str
     state_dir: Path
     sites: Mapping[str, Site]
+    aggregator_engine: AggregatorEngine | None
     admin_contact: str
     hub_api_url: str
     hub_api_token: str
@@ -48,6 +71,7 @@ class Settings:
             prefix=_required(environment, "JUPYTERHUB_SERVICE_PREFIX"),
             state_dir=Path(_required(environment, "FEDERATION_STATE_DIR")),
             sites=_sites(_required(environment, "FEDERATION_SITES")),
+            aggregator_engine=_aggregator_engine(environment.get("FEDERATION_AGGREGATORS") or '{"kind": "local"}'),
             admin_contact=environment.get("FEDERATION_ADMIN_CONTACT") or "the Hub's administrator",
             hub_api_url=_required(environment, "JUPYTERHUB_API_URL"),
             hub_api_token=_required(environment, "JUPYTERHUB_API_TOKEN"),
@@ -72,3 +96,32 @@ def _sites(text: str) -> dict[str, Site]:
             f"FEDERATION_SITES is not a list of sites: {error}.", "jupyterhub_config.py writes it from the sites' TOML."
         ) from error
     return {site.slug: site for site in sites}
+
+
+def _aggregator_engine(text: str) -> AggregatorEngine | None:
+    """`{"kind": "local"}`, or `{"kind": "docker", "image": ...}` with `engine`, `tls_dir` and the names in Limits."""
+    try:
+        told = json.loads(text)
+        match told.pop("kind"):
+            case "local":
+                engine = None
+            case "docker":
+                limits = {one.name: told.pop(one.name) for one in fields(Limits) if one.name in told}
+                tls_dir = told.pop("tls_dir", None)
+                engine = AggregatorEngine(
+                    address=told.pop("engine", DEFAULT_ENGINE),
+                    tls_dir=None if tls_dir is None else Path(tls_dir),
+                    image=told.pop("image"),
+                    limits=Limits(**limits),
+                )
+            case kind:
+                raise ValueError(f"kind is {kind!r}, neither local nor docker")
+        if told:
+            raise ValueError(f"nothing is known by {', '.join(map(repr, told))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise Invalid(
+            f"FEDERATION_AGGREGATORS does not say where aggregators run: {reason}.",
+            "jupyterhub_config.py writes it from the deployment's TOML.",
+        ) from error
+    return engine

@@ -17,6 +17,7 @@ from docker.api.client import APIClient
 from docker.errors import APIError, NotFound
 from docker.types.containers import DeviceRequest, LogConfig
 from docker.types.services import Mount
+from docker.utils import parse_repository_tag
 from dockerspawner import DockerSpawner
 from jupyterhub.slugs import safe_slug
 from tornado.web import HTTPError
@@ -153,6 +154,24 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
             self.log.warning("Site %s: %s ended: %s", self.site_slug, self._log_name, status)
             await self._discard()
         return status
+
+    async def pull_image(self, image: str) -> None:
+        """Fetch the image where the site does not have it yet; called by DockerSpawner's `start`.
+
+        DockerSpawner takes a digest apart like a tag, and asks for an image that nobody has.
+
+        Raises:
+            APIError: the image is not there, and its registry did not give it.
+        """
+        if self.pull_policy == "skip":  # a Swarm's node does it
+            return
+        try:
+            await self.docker("inspect_image", image)
+        except NotFound:
+            self._tell("Fetching the notebook image: the first start with a new one takes minutes.")
+            repository, tag = parse_repository_tag(image)
+            await self.docker("pull", repository, tag=tag)
+            await self.docker("inspect_image", image)  # what goes wrong halfway is no error to docker-py
 
     async def get_object(self) -> Any:
         """The container or service, as `docker inspect` shows it; None where there is none. Called by DockerSpawner.

@@ -5,22 +5,73 @@ Called by `hub_service.reconciler` only. `tests/contract/test_aggregator.py` hol
 
 from __future__ import annotations
 
+import os
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
+# Aggregators are spoken to in plain HTTP. A client that loads the certificates of the web for that costs 15 ms.
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a project's SuperLink listens, as the service reaches it. Plain HTTP on loopback or a private network."""
+    """Where a project's SuperLink listens: plain HTTP, on loopback or a Unix socket. Each start has its own endpoint.
+
+    Attributes:
+        host, port: where its ServerApp reaches it.
+        socket: the Unix socket by which the service reaches it, where the two share a file system and no network.
+            None: by host and port.
+    """
 
     host: str
     port: int
+    socket: Path | None = None
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
+
+    def client(self, *, timeout: httpx.Timeout, limits: httpx.Limits = _LIMITS) -> httpx.AsyncClient:
+        """A client whose paths are the SuperLink's. The one place that knows how an endpoint is reached; close it.
+
+        Raises httpx.ConnectError where the socket's folder is gone.
+        """
+        transport: httpx.AsyncBaseTransport
+        if self.socket is None:
+            transport = httpx.AsyncHTTPTransport(verify=_NO_TLS, trust_env=False, limits=limits)
+        else:
+            transport = _SocketTransport(self.socket, limits)
+        return httpx.AsyncClient(
+            base_url=f"http://{self.address}", transport=transport, timeout=timeout, trust_env=False
+        )
+
+
+class _SocketTransport(httpx.AsyncBaseTransport):
+    """Connects to a Unix socket wherever it lies: the system takes paths of 107 bytes, and state folders are longer.
+
+    So the folder is opened once, and the socket named by the descriptor.
+    """
+
+    def __init__(self, path: Path, limits: httpx.Limits) -> None:
+        try:
+            self._folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            raise httpx.ConnectError(f"{path.parent}: {error.strerror}") from error
+        short = f"/proc/self/fd/{self._folder}/{path.name}"
+        self._connections = httpx.AsyncHTTPTransport(uds=short, verify=_NO_TLS, trust_env=False, limits=limits)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._connections.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+        os.close(self._folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +94,31 @@ class ServerAppSpec:
     wait_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run's ServerApp may use, and one project's SuperLink, each for itself. Not every backend can hold to it.
+
+    Attributes:
+        memory_bytes: RAM, that of files on /tmp included; there is no swap beside it.
+        cpus: processors' worth of time.
+        disk_bytes: of everything in the run folder, and of each single file.
+        hours: how long a ServerApp may run.
+
+    Raises ValueError for what is not a number above 0.
+    """
+
+    memory_bytes: int = 8 * 1024**3
+    cpus: float = 2.0
+    disk_bytes: int = 20 * 1024**3
+    hours: float = 72.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} is {value!r}, not a number above 0")
+
+
 class AggregatorBackend(ABC):
     """Starts and stops aggregators, one for each project. Every method is idempotent."""
 
@@ -60,7 +136,10 @@ class AggregatorBackend(ABC):
 
     @abstractmethod
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
-        """The ServerApp's exit status, or None while it runs. A lost process counts as -1."""
+        """The ServerApp's exit status, or None while it runs. A lost process counts as LOST.
+
+        Called several times a second while a run is in flight. What ended it stands in the last line of its log.
+        """
 
     @abstractmethod
     async def stop(self, project_id: str) -> None:
@@ -68,7 +147,10 @@ class AggregatorBackend(ABC):
 
     @abstractmethod
     async def running(self) -> Sequence[str]:
-        """Ids of the projects whose SuperLink runs now, those of an earlier service process included."""
+        """Ids of the projects whose SuperLink runs now, those of an earlier service process included.
+
+        The first call after a start: from then on `endpoint` knows them too.
+        """
 
     @abstractmethod
     def endpoint(self, project_id: str) -> Endpoint | None:
@@ -77,3 +159,7 @@ class AggregatorBackend(ABC):
     @abstractmethod
     def run_folder(self, project_id: str, run_id: str) -> Path:
         """Where the ServerApp writes `events.jsonl`, `model.safetensors` and `serverapp.log`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of what the backend itself holds, such as connections. What runs goes on. Called once, at the end."""

@@ -23,21 +23,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import SERVERAPP_LOG
+from hub_service.aggregators.processes import (
+    LOST,
+    SERVERAPP_MODULE,
+    SUPERLINK_LOG,
+    SUPERLINK_MODULE,
+    answers,
+    environment,
+    not_started,
+    serverapp_arguments,
+    superlink_arguments,
+)
 from hub_service.domain.errors import Unavailable
 
 HOST = "127.0.0.1"
-SUPERLINK_COMMAND = (sys.executable, "-m", "hub_service.aggregators.superlink_process")
-SERVERAPP_COMMAND = (sys.executable, "-m", "hub_service.aggregators.serverapp")
+SUPERLINK_COMMAND = (sys.executable, "-m", SUPERLINK_MODULE)
+SERVERAPP_COMMAND = (sys.executable, "-m", SERVERAPP_MODULE)
 
-LOST = -1
 _PORT_ATTEMPTS = 3
 _PROBE_S = 0.05
-_LOG_LINES = 5
 # What a process needs of the service's environment. Everything else, JUPYTERHUB_* above all, is a secret or noise.
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
 
@@ -115,7 +123,7 @@ class LocalAggregators(AggregatorBackend):
                     self._aggregators[project_id] = aggregator
                     self._remember(project_id)
                     return aggregator.endpoint
-            raise _not_started(folder, "it ended at once")
+            raise not_started(folder / SUPERLINK_LOG, "it ended at once")
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
         async with self._locks[project_id]:
@@ -126,21 +134,8 @@ class LocalAggregators(AggregatorBackend):
                 return
             run_folder = self.run_folder(project_id, spec.run_id)
             run_folder.mkdir(parents=True, exist_ok=True)
-            command = [
-                *self._serverapp_command,
-                "--runtime-api-address",
-                aggregator.endpoint.address,
-                "--run-folder",
-                str(run_folder),
-                "--flower-run-id",
-                str(spec.flower_run_id),
-                "--nodes",
-                ",".join(map(str, spec.node_ids)),
-                "--wait",
-                str(spec.wait_s),
-            ]
-            if spec.compare:
-                command.append("--compare")
+            arguments = serverapp_arguments(spec, aggregator.endpoint.address, str(run_folder))
+            command = [*self._serverapp_command, *arguments]
             child = await self._spawn(command, self._folder(project_id), run_folder / SERVERAPP_LOG)
             aggregator.serverapps[spec.run_id] = _Process.of(child.pid)
             self._remember(project_id)
@@ -169,44 +164,35 @@ class LocalAggregators(AggregatorBackend):
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder(project_id) / "runs" / run_id
 
+    async def close(self) -> None:
+        """Nothing is held but the processes, which go on."""
+
     def _folder(self, project_id: str) -> Path:
         return self._projects / project_id
 
     async def _launch_superlink(self, folder: Path) -> _Aggregator | None:
         """Start a SuperLink and wait for its API. None: it ended by itself, perhaps because its port was taken."""
         endpoint = Endpoint(HOST, _free_port())
-        command = [
-            *self._superlink_command,
-            "--insecure",
-            "--host",
-            endpoint.host,
-            "--port",
-            str(endpoint.port),
-            "--isolation",
-            "process",
-            "--database",
-            str(folder / "superlink.db"),
-            "--disable-runtime-dependency-installation",
-        ]
-        log = folder / "superlink.log"
+        arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / "superlink.db"))
+        log = folder / SUPERLINK_LOG
         try:
-            child = await self._spawn(command, folder, log)
+            child = await self._spawn([*self._superlink_command, *arguments], folder, log)
         except OSError as error:
-            raise _not_started(folder, f"{error.strerror}: {self._superlink_command[0]}") from error
+            raise not_started(log, f"{error.strerror}: {self._superlink_command[0]}") from error
         process = _Process.of(child.pid)
         ended = asyncio.ensure_future(child.wait())
-        answers = asyncio.ensure_future(_answers(endpoint))
+        answered = asyncio.ensure_future(answers(endpoint))
         done, pending = await asyncio.wait(
-            (ended, answers), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            (ended, answered), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         for task in pending:
             task.cancel()
         if ended in done:
             process.signal_group(signal.SIGKILL)
             return None
-        if answers not in done:
+        if answered not in done:
             await self._end_processes([process])
-            raise _not_started(folder, f"it did not answer within {self._start_timeout_s:g} s")
+            raise not_started(log, f"it did not answer within {self._start_timeout_s:g} s")
         return _Aggregator(endpoint, process)
 
     async def _spawn(self, command: Sequence[str], folder: Path, log: Path) -> asyncio.subprocess.Process:
@@ -293,39 +279,10 @@ def _recorded(record: dict[str, Any]) -> _Aggregator:
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | {
-        "HOME": str(folder),
-        "FLWR_HOME": str(folder / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return kept | environment(str(folder))
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-async def _answers(endpoint: Endpoint) -> None:
-    """Return once the SuperLink answers at the endpoint."""
-    async with httpx.AsyncClient(trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get(f"http://{endpoint.address}/health")).is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(_PROBE_S)
-
-
-def _not_started(folder: Path, reason: str) -> Unavailable:
-    """The error for a SuperLink that did not come up, with the end of its log."""
-    log = folder / "superlink.log"
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
-    return Unavailable(
-        f"The project's aggregator did not start: {reason}.",
-        "Start the run again; if it fails again, show this to the Hub's administrators: " + " | ".join(lines),
-        debug=f"log: {log}",
-    )

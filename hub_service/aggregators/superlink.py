@@ -1,4 +1,4 @@
-"""Flower's Control API, as far as we use it. The API has no authentication: it is reached on loopback only.
+"""Flower's Control API, as far as we use it. The API has no authentication: no tenant may reach it.
 
 Called by `hub_service.reconciler` (runs and nodes) and by `hub_service.gateway` (node ids).
 """
@@ -30,7 +30,7 @@ from hub_service.aggregators.base import Endpoint
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
 from hub_service.node_keys import flower_form
 
-CALL_TIMEOUT_S = 30.0
+_CALL_TIMEOUT = httpx.Timeout(30.0)
 _MEDIA_TYPE = "application/protobuf"
 _UNREGISTERED = "unregistered"
 
@@ -41,7 +41,7 @@ class SuperLink:
     """One project's SuperLink. Every method raises Unavailable where it does not answer."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._url = f"http://{endpoint.address}/v1/control/"
+        self._endpoint = endpoint
 
     async def register_node(self, public_key: bytes) -> int:
         """Let the node with this key take part; return the SuperLink's id of it. A known key returns its node id.
@@ -60,7 +60,7 @@ class SuperLink:
             if node_id is None:
                 raise Conflict(
                     "This node's key was removed from the project before.",
-                    "Restart the Flower client kernel: it then makes a new key.",
+                    "Register a new key; a Flower client kernel makes one when it restarts.",
                 ) from error
             return node_id
         return answer.node_id
@@ -111,9 +111,9 @@ class SuperLink:
     async def _call(self, operation: str, request: Message, answer_type: type[_Answer]) -> _Answer:
         headers = {"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE}
         try:
-            async with httpx.AsyncClient(timeout=CALL_TIMEOUT_S, trust_env=False) as client:
+            async with self._endpoint.client(timeout=_CALL_TIMEOUT) as client:
                 response = await client.post(
-                    self._url + operation, content=request.SerializeToString(), headers=headers
+                    f"/v1/control/{operation}", content=request.SerializeToString(), headers=headers
                 )
         except httpx.TransportError as error:
             raise Unavailable(

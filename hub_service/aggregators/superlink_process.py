@@ -1,6 +1,6 @@
 """A project's SuperLink: Flower's own, with four more paths that carry a message whole.
 
-    python -m hub_service.aggregators.superlink_process <the arguments of flower-superlink>
+    python -m hub_service.aggregators.superlink_process [--unix-socket PATH] <the arguments of flower-superlink>
 
 Through Flower's paths a message costs a dozen small requests: its envelope, its run, each of its objects, its receipt.
 Below `/v1/bulk/` one request carries all of that, in the frames of `federator.framing`, and one database transaction
@@ -15,17 +15,26 @@ whether the run still runs:
                                                   -> [PullAppMessagesResponse] objects; 204: nothing yet
 
 `Prefer: wait=N` holds a pull for up to N seconds; a push wakes it. All other paths are Flower's; stock nodes use them.
+
+With `--unix-socket` the same server listens on a Unix socket too, for its own account only. Then TCP is the
+ServerApp's: Flower's Control API asks nobody who they are, so nothing but the ServerApp's paths is answered there.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import os
+import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from logging import WARNING
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import uvicorn
 from fastapi import FastAPI, HTTPException
 from federator.framing import pack, unpack
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
@@ -60,6 +69,7 @@ LONGEST_WAIT_S = 5.0
 # A wait looks again after this time, in seconds, for what came by Flower's own paths, which wake nobody.
 _LOOK_AGAIN_S = 0.5
 _OBJECT_PAUSE_S = 0.005
+_SERVERAPP_PATHS = ("/v1/runtime/", f"{PREFIX}grid-")
 
 _Request = TypeVar("_Request", bound=Message)
 _Result = TypeVar("_Result")
@@ -306,14 +316,58 @@ def _parsed(kind: type[_Request], body: bytes) -> _Request:
     return request
 
 
+class ServerAppEntrance:
+    """Refuses by TCP whatever is no ServerApp's business; what comes by the Unix socket passes. An ASGI app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and not _by_socket(scope) and not scope["path"].startswith(_SERVERAPP_PATHS):
+            app = Response("This is not for a ServerApp.", 403, media_type="text/plain")
+        await app(scope, receive, send)
+
+
+def _by_socket(scope: Scope) -> bool:
+    """ASGI gives a Unix socket no port."""
+    return scope["server"] is not None and scope["server"][1] is None
+
+
+def _listen_also_at(path: Path) -> None:
+    """Let uvicorn, which Flower starts with a host and a port, take the Unix socket as well."""
+    run = uvicorn.Server.run
+
+    def run_with_socket(server: uvicorn.Server) -> None:
+        run(server, sockets=[server.config.bind_socket(), _unix_socket(path)])
+
+    uvicorn.Server.run = run_with_socket  # type: ignore[method-assign, assignment]
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    others = os.umask(0o177)  # whoever may write to a socket may connect
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(others)
+    return listener
+
+
 def main() -> None:
     """Run `flower-superlink` with the bulk paths. Flower takes its app from `create_app` at the time it starts."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--unix-socket", type=Path)
+    ours, sys.argv[1:] = options.parse_known_args()
     create_app = superlink_main.create_app
 
-    def create_app_with_bulk_paths(*arguments: Any) -> BulkPaths:
-        return BulkPaths(create_app(*arguments))
+    def create_app_with_bulk_paths(*arguments: Any) -> ASGIApp:
+        app = BulkPaths(create_app(*arguments))
+        return ServerAppEntrance(app) if ours.unix_socket else app
 
     superlink_main.create_app = create_app_with_bulk_paths  # type: ignore[assignment]
+    if ours.unix_socket:
+        _listen_also_at(ours.unix_socket)
     flower_superlink()
 
 

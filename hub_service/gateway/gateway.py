@@ -58,6 +58,8 @@ _ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should i
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _HANDED_AT_MOST = 3
 _BULK_WAIT_S = 0.4  # how long the aggregator holds one look for a message; it answers at once when one comes
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)  # a poll holds a connection
 _BULK_PATHS = {"bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
 
 _Request = TypeVar("_Request", bound=Message)
@@ -164,14 +166,12 @@ class Gateway:
         self.body_limit = body_limit
         self.traffic: dict[str, Traffic] = {}  # by participation
         self._sessions: dict[bytes, _Session] = {}
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(60.0, connect=5.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-            trust_env=False,
-        )
+        self._clients: dict[Endpoint, tuple[str, httpx.AsyncClient]] = {}  # with the project whose endpoint it is
 
     async def close(self) -> None:
-        await self._http.aclose()
+        clients, self._clients = self._clients, {}
+        for _, client in clients.values():
+            await client.aclose()
 
     def admit(self, headers: Mapping[str, str]) -> Caller:
         """Check signature and grant. Raises KeyUnknown, with one text for all reasons."""
@@ -281,9 +281,10 @@ class Gateway:
     async def forward(self, caller: Caller, operation: str, body: AsyncIterator[bytes]) -> httpx.Response:
         """Send the request on as it comes in; the answer's body is still to be read, and the answer to be closed."""
         endpoint = self._running(caller)
-        request = self._http.build_request("POST", _url(endpoint, operation), headers=caller.headers, content=body)
         try:
-            response = await self._http.send(request, stream=True)
+            client = await self._client(caller, endpoint)
+            request = client.build_request("POST", _path(operation), headers=caller.headers, content=body)
+            response = await client.send(request, stream=True)
         except httpx.TransportError as error:
             raise NotNow from error
         self._note_status(caller, response.status_code)
@@ -337,6 +338,7 @@ class Gateway:
         endpoint = self._backend.endpoint(caller.grant.project_id)
         if endpoint is None:
             session.endpoint = session.handed = None
+            await self._close_clients_of_the_gone()
             return None
         async with session.lock:
             if session.endpoint == endpoint and time.monotonic() - session.online_at < _ONLINE_AGE_S:
@@ -399,13 +401,29 @@ class Gateway:
         headers = {**caller.headers, "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, "prefer": f"wait={wait_s:g}"}
         headers.pop("content-length", None)
         try:
-            response = await self._http.post(_url(endpoint, operation), content=body, headers=headers)
+            client = await self._client(caller, endpoint)
+            response = await client.post(_path(operation), content=body, headers=headers)
         except httpx.TransportError as error:
             raise NotNow from error
         self._note_status(caller, response.status_code)
         if response.is_error:
             raise Refusal(response.status_code, response.text)
         return response.content
+
+    async def _client(self, caller: Caller, endpoint: Endpoint) -> httpx.AsyncClient:
+        """The one client of this aggregator, whose connections all its nodes share."""
+        if endpoint not in self._clients:
+            await self._close_clients_of_the_gone()
+        if endpoint not in self._clients:
+            client = endpoint.client(timeout=_TIMEOUT, limits=_LIMITS)
+            self._clients[endpoint] = (caller.grant.project_id, client)
+        return self._clients[endpoint][1]
+
+    async def _close_clients_of_the_gone(self) -> None:
+        """What is still asked there ends as where an aggregator does not answer."""
+        gone = [one for one, (project_id, _) in self._clients.items() if one != self._backend.endpoint(project_id)]
+        for _, client in [self._clients.pop(endpoint) for endpoint in gone]:
+            await client.aclose()
 
     def _note_status(self, caller: Caller, status: int) -> None:
         """What an aggregator's refusal tells. The signature was checked here: its 401 means another node id."""
@@ -417,8 +435,8 @@ class Gateway:
             raise AnotherNode
 
 
-def _url(endpoint: Endpoint, operation: str) -> str:
-    return f"http://{endpoint.address}{_BULK_PATHS.get(operation, f'/v1/fleet/{operation}')}"
+def _path(operation: str) -> str:
+    return _BULK_PATHS.get(operation, f"/v1/fleet/{operation}")
 
 
 def _message_id(envelope: bytes) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -17,24 +17,38 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
-from hub_service.aggregators.local import LOST, LocalAggregators
+from hub_service.aggregators.local import LocalAggregators
+from hub_service.aggregators.processes import LOST, answers, environment, superlink_arguments
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
+from tests.fakes.aggregator_places import DockerPlace, LocalPlace, Place, processes_below
 from tests.fakes.flower_apps import averaging_app
+from tests.fakes.measured import module_command
 
 PROJECT = "p1"
 Restart = Callable[[], AggregatorBackend]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("state")
+@pytest.fixture(scope="module", params=["local", pytest.param("docker", marks=pytest.mark.needs_docker)])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    state_dir = tmp_path_factory.mktemp("state")
+    if request.param == "local":
+        return LocalPlace(state_dir)
+    return DockerPlace(state_dir, request.getfixturevalue("engine"))
 
 
-@pytest.fixture(scope="module")
-def restart(folder: Path) -> Restart:
+@pytest.fixture
+async def restart(place: Place) -> AsyncIterator[Restart]:
     """The backend as a restarted service makes it."""
-    return lambda: LocalAggregators(folder)
+    made: list[AggregatorBackend] = []
+
+    def make() -> AggregatorBackend:
+        made.append(place.backend())
+        return made[-1]
+
+    yield make
+    for backend in made:
+        await backend.close()
 
 
 @pytest.fixture
@@ -46,14 +60,6 @@ async def backend(restart: Restart) -> AsyncIterator[AggregatorBackend]:
 
 def new_key() -> bytes:
     return bytes(public_key_to_bytes(ec.generate_private_key(ec.SECP256R1()).public_key()))
-
-
-def processes_below(folder: Path) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if str(folder) in " ".join(process.info["cmdline"] or ()) and process.status() != psutil.STATUS_ZOMBIE
-    ]
 
 
 async def exit_status(backend: AggregatorBackend, run_id: str) -> int:
@@ -72,40 +78,40 @@ async def test_nothing_runs_until_it_is_started(backend: AggregatorBackend) -> N
         await backend.start_serverapp(PROJECT, ServerAppSpec("r1", 1, (1,), 1, False, 1.0))
 
 
-async def test_one_life(backend: AggregatorBackend, folder: Path, restart: Restart) -> None:
+async def test_one_life(backend: AggregatorBackend, place: Place, restart: Restart) -> None:
     """Start, start again, restart of the service, stop, start: one process at a time, and node ids that stay."""
     endpoint, again = await asyncio.gather(backend.start(PROJECT), backend.start(PROJECT))
     assert endpoint == again == backend.endpoint(PROJECT)
     assert list(await backend.running()) == [PROJECT]
-    assert len(processes_below(folder)) == 1
+    assert place.alive() == 1
     superlink = SuperLink(endpoint)
     key = new_key()
     node_id = await superlink.register_node(key)
     assert await superlink.register_node(key) == node_id
 
     later = restart()
-    assert later.endpoint(PROJECT) == endpoint
     assert list(await later.running()) == [PROJECT]
+    assert later.endpoint(PROJECT) == endpoint
     assert await later.start(PROJECT) == endpoint
     await later.stop(PROJECT)
     assert later.endpoint(PROJECT) is None
-    assert processes_below(folder) == []
+    assert place.alive() == 0
 
-    assert await SuperLink(await later.start(PROJECT)).node_id(key) == node_id
+    fresh = await later.start(PROJECT)
+    assert fresh != endpoint
+    assert await SuperLink(fresh).node_id(key) == node_id
     await later.stop(PROJECT)
 
 
-async def test_a_lost_superlink_is_noticed_and_replaced(backend: AggregatorBackend, folder: Path) -> None:
+async def test_a_lost_superlink_is_noticed_and_replaced(backend: AggregatorBackend, place: Place) -> None:
     await backend.start(PROJECT)
-    (process,) = processes_below(folder)
-    os.kill(process.pid, signal.SIGKILL)
-    await asyncio.to_thread(psutil.wait_procs, [process], timeout=10)
+    await place.kill_superlink()
     assert list(await backend.running()) == []
     assert await SuperLink(await backend.start(PROJECT)).node_id(new_key()) is None
 
 
 async def test_a_serverapp_is_started_once_and_ends_with_its_aggregator(
-    backend: AggregatorBackend, folder: Path, restart: Restart
+    backend: AggregatorBackend, place: Place, restart: Restart
 ) -> None:
     superlink = SuperLink(await backend.start(PROJECT))
     absent = await superlink.register_node(new_key())
@@ -114,12 +120,12 @@ async def test_a_serverapp_is_started_once_and_ends_with_its_aggregator(
     await backend.start_serverapp(PROJECT, spec)
     await backend.start_serverapp(PROJECT, spec)
     assert await backend.serverapp_exit(PROJECT, "r1") is None
-    assert len(processes_below(folder)) == 2
+    assert place.alive() == 2
     assert await restart().serverapp_exit(PROJECT, "r1") is None
     await superlink.stop_run(flower_run_id)
     await superlink.stop_run(flower_run_id)
     await backend.stop(PROJECT)
-    assert processes_below(folder) == []
+    assert place.alive() == 0
     assert await backend.serverapp_exit(PROJECT, "r1") == LOST
 
 
@@ -127,7 +133,10 @@ async def test_a_serverapp_that_cannot_start_tells_its_status(backend: Aggregato
     await backend.start(PROJECT)
     await backend.start_serverapp(PROJECT, ServerAppSpec("r2", 12345, (1,), 1, False, 1.0))
     assert await exit_status(backend, "r2") == 1
-    assert "does not know this run" in (backend.run_folder(PROJECT, "r2") / "events.jsonl").read_text()
+    assert await exit_status(backend, "r2") == 1
+    folder = backend.run_folder(PROJECT, "r2")
+    assert "does not know this run" in (folder / "events.jsonl").read_text()
+    assert "does not know this run" in (folder / "serverapp.log").read_text()
 
 
 async def test_the_superlink_refuses_what_flower_refuses(backend: AggregatorBackend) -> None:
@@ -152,12 +161,50 @@ async def test_an_unregistered_key_does_not_come_back(backend: AggregatorBackend
         await superlink.register_node(public_key_to_bytes(key))
 
 
-async def test_a_superlink_that_is_gone_is_unavailable() -> None:
+@pytest.mark.parametrize("path", [None, Path("/no/such/folder/superlink.sock"), Path("/no-such.sock")])
+async def test_a_superlink_that_is_gone_is_unavailable(path: Path | None) -> None:
     with pytest.raises(Unavailable):
-        await SuperLink(Endpoint("127.0.0.1", 9)).stop_run(1)
+        await SuperLink(Endpoint("127.0.0.1", 9, path)).stop_run(1)
+
+
+async def test_a_superlink_on_a_unix_socket_tells_a_serverapp_nothing_by_tcp(tmp_path: Path) -> None:
+    """The socket's path is longer than the system takes."""
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    endpoint = Endpoint("127.0.0.1", free_port(), folder / "superlink.sock")
+    process = await asyncio.create_subprocess_exec(
+        *module_command("hub_service.aggregators.superlink_process"),
+        *("--unix-socket", "superlink.sock"),
+        *superlink_arguments(endpoint.host, endpoint.port, "superlink.db"),
+        cwd=folder,
+        env=environment(str(folder)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            await answers(endpoint)
+        assert (folder / "superlink.sock").stat().st_mode & 0o777 == 0o600
+        assert await SuperLink(endpoint).register_node(new_key())
+        with pytest.raises(Unavailable):
+            await SuperLink(Endpoint(endpoint.host, endpoint.port)).register_node(new_key())
+        async with Endpoint(endpoint.host, endpoint.port).client(timeout=httpx.Timeout(10.0)) as client:
+            refused = ("/health", "/v1/control/list-nodes", "/v1/fleet/register-node", "/v1/bulk/pull", "/docs")
+            assert {(await client.post(path)).status_code for path in refused} == {403}
+            answered = ("/v1/runtime/get-nodes", "/v1/bulk/grid-pull")
+            assert 403 not in {(await client.post(path)).status_code for path in answered}
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 # --- the local backend
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def script(folder: Path, text: str) -> tuple[str, ...]:

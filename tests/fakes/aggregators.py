@@ -2,7 +2,9 @@
 
 FakeAggregators             keeps to `hub_service.aggregators.base`
 ├── NeverStarts             its SuperLink does not come up
-└── SlowToStart             its SuperLink comes up when the test says so
+├── SlowToStart             its SuperLink comes up when the test says so
+├── LosesItsEndpoint        its SuperLink is gone once the ServerApp was started
+└── OutOfReach              nobody knows what runs there
 FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
 ├── RefusingSuperLink       takes no key
 └── ForgetfulSuperLink      answers only every second call
@@ -90,6 +92,19 @@ class LosesItsEndpoint(FakeAggregators):
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
         await super().start_serverapp(project_id, spec)
         self._endpoints.clear()
+
+
+class OutOfReach(FakeAggregators):
+    """Where aggregators run does not answer, until the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reachable = False
+
+    async def running(self) -> Sequence[str]:
+        if not self.reachable:
+            raise Unavailable("The engine does not answer.", "Ask the Hub's administrators.")
+        return await super().running()
 
 
 class FakeSuperLink:

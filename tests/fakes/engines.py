@@ -457,11 +457,19 @@ def _ready_socket(path: Path) -> Iterator[socket.socket]:
 @contextmanager
 def _exclusive(data: Path, *, wait: bool = False) -> Iterator[None]:
     data.mkdir(parents=True, exist_ok=True)
-    with (data / "lock").open("wb") as lock:
+    with (data / "lock").open("a+", encoding="ascii") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EngineError(f"another engine uses {data}; give this one a folder of its own") from None
+            lock.seek(0)
+            if not wait or lock.read() == str(os.getpid()):  # this very run would wait for itself
+                raise EngineError(
+                    f"another engine uses {data}: share that one, or give this one a folder of its own"
+                ) from None
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 

@@ -19,7 +19,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from hub_service.aggregators.base import ServerAppSpec
+from hub_service.aggregators.base import AggregatorBackend, ServerAppSpec
 from hub_service.aggregators.events import read_events
 from hub_service.aggregators.local import LocalAggregators
 from hub_service.aggregators.superlink import SuperLink
@@ -94,7 +94,7 @@ class Member:
 class Fleet:
     """What a test drives."""
 
-    def __init__(self, folder: Path, backend: LocalAggregators, gateway: Gateway, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, folder: Path, backend: AggregatorBackend, gateway: Gateway, tls: ssl.SSLContext | None) -> None:
         self.folder = folder
         self.backend = backend
         self.gateway = gateway
@@ -164,14 +164,21 @@ class Fleet:
         return await self.events(lambda event: event.kind in (EventKind.FINISHED, EventKind.FAILED), run_id)
 
 
-@asynccontextmanager
-async def fleet(folder: Path, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Fleet]:
-    """A fleet that leaves no process behind."""
-    backend = LocalAggregators(
+def local_aggregators(folder: Path) -> LocalAggregators:
+    """As the service makes them; measured where this process is."""
+    return LocalAggregators(
         folder,
         superlink_command=module_command("hub_service.aggregators.superlink_process"),
         serverapp_command=module_command("hub_service.aggregators.serverapp"),
     )
+
+
+@asynccontextmanager
+async def fleet(
+    folder: Path, *, backend: AggregatorBackend | None = None, tls: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[Fleet]:
+    """A fleet that leaves no process behind. Its aggregators are local ones where no others are given."""
+    backend = backend or local_aggregators(folder)
     it: Fleet
     gateway = Gateway(
         grants=lambda key: it.grants.get(key),

@@ -249,6 +249,18 @@ async def stock_node(folder: Path, it: Fleet, authority: Path, key: Path) -> Asy
             await process.wait()
 
 
+async def test_connections_to_an_aggregator_that_is_gone_are_closed(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it:
+        member = it.admit("a")
+        await it.register(member)
+        await post(it, "pull-messages", pull(member), signed(member))
+        ((_, client),) = it.gateway._clients.values()
+        await it.backend.stop(PROJECT)
+        await post(it, "pull-messages", pull(member), signed(member))
+        assert client.is_closed
+        assert it.gateway._clients == {}
+
+
 async def test_stock_flower_nodes_take_part(tmp_path: Path) -> None:
     """`flower-supernode`, as Flower ships it, with a registered key and a TLS origin."""
     certificates = loopback_certificates(tmp_path)

@@ -17,9 +17,12 @@ from federator.contract import SERVICE_PREFIX
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from hub_service.__main__ import main
+from hub_service.aggregators.base import Limits
+from hub_service.aggregators.docker import DockerAggregators
+from hub_service.aggregators.local import LocalAggregators
 from hub_service.app import Service, _kept_running
 from hub_service.domain.errors import Invalid, Unavailable
-from hub_service.settings import Settings
+from hub_service.settings import AggregatorEngine, Settings
 from tests.fakes.federation import SITES
 
 SECRET = "the-token-that-nobody-may-see"
@@ -71,6 +74,53 @@ class TestSettings:
     def test_sites_that_cannot_be_read_are_refused(self, environment: dict[str, str], text: str) -> None:
         with pytest.raises(Invalid, match="FEDERATION_SITES"):
             Settings.from_environment({**environment, "FEDERATION_SITES": text})
+
+    @pytest.mark.parametrize("text", ["", '{"kind": "local"}'])
+    def test_aggregators_are_processes_unless_an_engine_is_named(self, environment: dict[str, str], text: str) -> None:
+        settings = Settings.from_environment({**environment, "FEDERATION_AGGREGATORS": text})
+        assert settings.aggregator_engine is None
+        assert isinstance(Service(settings)._aggregators(), LocalAggregators)
+
+    async def test_an_engine_has_defaults_for_all_but_the_image(self, environment: dict[str, str]) -> None:
+        text = json.dumps({"kind": "docker", "image": "aggregator@sha256:1"})
+        settings = Settings.from_environment({**environment, "FEDERATION_AGGREGATORS": text})
+        assert settings.aggregator_engine == AggregatorEngine(
+            "unix:///var/run/docker.sock", None, "aggregator@sha256:1", Limits()
+        )
+        backend = Service(settings)._aggregators()
+        assert isinstance(backend, DockerAggregators)
+        await backend.close()
+
+    def test_an_engine_is_described(self, environment: dict[str, str]) -> None:
+        told = {"kind": "docker", "engine": "tcp://10.0.0.7:2376", "tls_dir": "/etc/engine", "image": "aggregator"}
+        limits = {"memory_bytes": 2**31, "cpus": 0.5, "disk_bytes": 10**9, "hours": 1.5}
+        settings = Settings.from_environment({**environment, "FEDERATION_AGGREGATORS": json.dumps(told | limits)})
+        assert settings.aggregator_engine == AggregatorEngine(
+            "tcp://10.0.0.7:2376", Path("/etc/engine"), "aggregator", Limits(2**31, 0.5, 10**9, 1.5)
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("docker", "Expecting value"),
+            ("[]", "FEDERATION_AGGREGATORS"),
+            ("{}", "'kind' is missing"),
+            ('{"kind": "swarm"}', "neither local nor docker"),
+            ('{"kind": "docker"}', "'image' is missing"),
+            ('{"kind": "local", "image": "a"}', "nothing is known by 'image'"),
+            ('{"kind": "docker", "image": "a", "memory": 1}', "nothing is known by 'memory'"),
+            ('{"kind": "docker", "image": "a", "cpus": 0}', "cpus is 0"),
+            ('{"kind": "docker", "image": "a", "hours": true}', "hours is True"),
+            ('{"kind": "docker", "image": "a", "disk_bytes": "1g"}', "disk_bytes is '1g'"),
+            ('{"kind": "docker", "image": "a", "tls_dir": 7}', "FEDERATION_AGGREGATORS"),
+        ],
+    )
+    def test_aggregators_that_cannot_be_read_are_refused(
+        self, environment: dict[str, str], text: str, reason: str
+    ) -> None:
+        with pytest.raises(Invalid, match="FEDERATION_AGGREGATORS") as caught:
+            Settings.from_environment({**environment, "FEDERATION_AGGREGATORS": text})
+        assert reason in caught.value.message
 
 
 async def get(service: Service, path: str, method: str = "GET") -> HTTPResponse:

@@ -38,6 +38,9 @@ def test_a_model_is_copied_and_outlives_its_run_folder(tmp_path: Path) -> None:
 def test_a_model_that_was_never_written_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no model"):
         Artifacts(tmp_path).put_model(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path)
+    with pytest.raises(NotFound, match="no model"):
+        Artifacts(tmp_path).put_model(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["0" * 64, "", "../secret", "..", "/etc/passwd"])

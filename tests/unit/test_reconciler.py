@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from federator.contract import ApprovalState, ClientState, RunStatus
 
+from hub_service import reconciler
+from hub_service.aggregators.events import EVENTS_FILE
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
 from hub_service.domain.runs import EventKind, Run, RunEvent
@@ -23,6 +25,7 @@ from tests.fakes.aggregators import (
     ForgetfulSuperLink,
     LosesItsEndpoint,
     NeverStarts,
+    OutOfReach,
     RefusingSuperLink,
     SlowToStart,
     reply,
@@ -391,11 +394,14 @@ async def test_metrics_that_are_no_numbers_are_named_and_left_out(tmp_path: Path
         assert federated.sites[0].error == "auc, loss are not finite numbers"
 
 
-async def test_an_unreadable_event_fails_that_run_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_mistake_of_ours_fails_that_run_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
-        (at.backend.run_folder(project_id, run_id) / "events.jsonl").write_text("{}\n")
-        run = await at.ended(project_id, run_id)
+        with monkeypatch.context() as mistaken:
+            mistaken.setattr(at.backend, "serverapp_exit", None)
+            run = await at.ended(project_id, run_id)
         assert run.status is RunStatus.FAILED
         assert "The service made a mistake" in run.message
         assert "was lost" in caplog.text
@@ -473,3 +479,29 @@ class TestRestart:
             project_id, _, _ = await at.federation.ready_project()
             run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
             assert "aggregator is gone" in (await at.ended(project_id, run_id)).message
+
+
+async def test_runs_wait_until_it_is_known_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that comes up before the engine takes no run for lost."""
+    monkeypatch.setattr(reconciler, "_RETRY_S", 0.01)
+    backend = OutOfReach(tmp_path / "projects")
+    async with Stage(tmp_path, backend=backend) as at:
+        project_id, _, _ = await at.federation.ready_project()
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        await asyncio.sleep(0.05)
+        assert at.run(run_id).status is RunStatus.STARTING
+        backend.reachable = True
+        await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+        backend.reachable = False
+        backend.stopped.clear()
+    assert at.run(run_id).status is RunStatus.FAILED
+    assert backend.stopped == [project_id]
+
+
+async def test_what_is_no_event_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        (at.backend.run_folder(project_id, run_id) / EVENTS_FILE).write_text("nonsense\n")
+        run = await at.ended(project_id, run_id)
+        assert run.status is RunStatus.FAILED
+        assert "no event" in run.message

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hub_service.aggregators.events import EVENTS_FILE, EventFile, read_events
+from hub_service.aggregators import events as events_module
+from hub_service.aggregators.events import EVENTS_FILE, EventFile, open_run_file, read_events
 from hub_service.aggregators.model_file import write_model
+from hub_service.domain.errors import Invalid
 from hub_service.domain.runs import EventKind, RunEvent
 
 
@@ -63,3 +66,45 @@ def test_a_dtype_without_a_word_for_it_is_named_and_the_old_model_stays(tmp_path
     with pytest.raises(ValueError, match="array 'phase' is of dtype complex128"):
         write_model(path, {"phase": np.zeros(1, np.complex128)}, {})
     assert path.read_bytes() == before
+
+
+def test_nothing_but_a_plain_file_is_opened(tmp_path: Path) -> None:
+    """A ServerApp's folder has what its owner's code put there."""
+    (tmp_path / "secret").write_text("the service's own")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    for name in ("link", "pipe", "folder", "nothing"):
+        with pytest.raises(FileNotFoundError):
+            open_run_file(folder, name)
+    (folder / EVENTS_FILE).symlink_to(tmp_path / "secret")
+    assert read_events(folder) == ([], 0)
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"no JSON", b'{"kind": "finished", "at": 1, "odd": 2}', b"\xff"])
+def test_what_is_no_event_is_refused(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / EVENTS_FILE).write_bytes(line + b"\n")
+    with pytest.raises(Invalid, match="no event"):
+        read_events(tmp_path)
+
+
+def test_events_are_read_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = EventFile(tmp_path)
+    for number in range(10):
+        file.write(RunEvent(EventKind.SENT, at=float(number)))
+    size = (tmp_path / EVENTS_FILE).stat().st_size
+    monkeypatch.setattr(events_module, "_AT_ONCE", size // 4)
+    offset, seen = 0, []
+    while offset < size:
+        fresh, offset = read_events(tmp_path, offset)
+        assert 0 < len(fresh) < 5
+        seen += fresh
+    assert [event.at for event in seen] == [float(number) for number in range(10)]
+    monkeypatch.setattr(events_module, "_LARGEST", size - 1)
+    with pytest.raises(Invalid, match="more events"):
+        read_events(tmp_path, offset - size // 10)
+    monkeypatch.setattr(events_module, "_AT_ONCE", 10)
+    with pytest.raises(Invalid, match="more events"):
+        read_events(tmp_path)
