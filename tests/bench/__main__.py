@@ -24,7 +24,7 @@ RAW = ROOT / "test-output" / "bench.json"
 
 
 def main() -> int:
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     lacking = [reason for name in ("needs_docker", "needs_node") if (reason := REQUIREMENTS[name]())]
     if lacking:
         console.print(f"Nothing was measured: {'; '.join(lacking)}.")
