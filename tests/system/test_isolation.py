@@ -8,6 +8,7 @@ protects, where they get through, and from one on the servers' network, where no
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import select
 import shutil
@@ -18,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from spawner.site.isolation import Endpoint
+from spawner.site.isolation import DEFAULT_BRIDGE, Endpoint
 from spawner.site.probes import (
     AS_A_SERVER,
     EXPECTED_REFUSAL,
@@ -40,7 +42,7 @@ from spawner.site.probes import (
     surroundings,
 )
 from spawner.sites import NETWORK
-from tests.fakes.engines import ROOT, Engine, EngineError, bind
+from tests.fakes.engines import ENGINES, ROOT, BuildEngine, Engine, EngineError, bind
 
 pytestmark = pytest.mark.needs_docker
 
@@ -60,7 +62,7 @@ class Listener:
         self._answer = answer
         self._sockets = sockets
         self._stop, self._stopped = socket.socketpair()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -148,16 +150,16 @@ class Hospital:
 
 
 @contextlib.contextmanager
-def hospital(name: str, *, own_resolver: bool) -> Iterator[Hospital]:
+def hospital(name: str, build: BuildEngine, *, own_resolver: bool) -> Iterator[Hospital]:
     """A site's host. With `own_resolver`, its resolver is on its loopback; otherwise, on the internet."""
     with contextlib.ExitStack() as made:
         engine = Engine(
-            ROOT / "test-output" / "engines" / f"isolation-{name}",
+            ENGINES / f"isolation-{name}",
             options=["--ipv6", "--fixed-cidr-v6=fd00:77::/64"],  # of the default network
         )
         engine.nameserver = "127.0.0.1" if own_resolver else engine.internet_address
         made.enter_context(engine)
-        engine.load(IMAGE)
+        engine.load(IMAGE, build)
         client = made.enter_context(contextlib.closing(engine.tls_client()))
         listeners, hub_port, other_hub_port = listen_around(engine)
         for one in listeners.values():
@@ -169,8 +171,6 @@ def hospital(name: str, *, own_resolver: bool) -> Iterator[Hospital]:
             host_ports=[22],
             hub_ports=[other_hub_port],
         )
-        # Whatever Docker itself keeps apart, an administrator may have opened.
-        engine.on_host("iptables", "-I", "DOCKER-USER", "-j", "ACCEPT")
         yield Hospital(
             engine=engine,
             client=client,
@@ -212,9 +212,11 @@ HOSPITALS = {"st-anna": False, "vall-verde": True}
 
 
 @pytest.fixture(scope="module")
-def hospitals() -> Iterator[dict[str, Hospital]]:
+def hospitals(build_engine: BuildEngine) -> Iterator[dict[str, Hospital]]:
     with contextlib.ExitStack() as made:
-        yield {name: made.enter_context(hospital(name, own_resolver=own)) for name, own in HOSPITALS.items()}
+        yield {
+            name: made.enter_context(hospital(name, build_engine, own_resolver=own)) for name, own in HOSPITALS.items()
+        }
 
 
 in_each = pytest.mark.parametrize("site", HOSPITALS, indirect=True)
@@ -225,6 +227,10 @@ in_each = pytest.mark.parametrize("site", HOSPITALS, indirect=True)
 def site(request: pytest.FixtureRequest, hospitals: dict[str, Hospital]) -> Iterator[Hospital]:
     """A hospital with nothing set up and nothing heard yet; nothing stays set up."""
     chosen = hospitals[getattr(request, "param", "st-anna")]
+    # What Docker itself keeps apart, this administrator has opened. Docker wants the second rule, and puts it back.
+    chosen.engine.on_host("iptables", "-F", "DOCKER-USER")
+    for verdict in ("ACCEPT", "RETURN"):
+        chosen.engine.on_host("iptables", "-A", "DOCKER-USER", "-j", verdict)
     for one in chosen.listeners.values():
         one.heard.clear()
     yield chosen
@@ -296,7 +302,7 @@ def test_the_check_command_tells_by_its_table_and_status(site: Hospital) -> None
 
     bad = site.command(*check, "--network", site.unprotected)
     assert bad.returncode == 1, bad.stdout + bad.stderr
-    assert re.search(r"FAILED +internet, TCP +refused +connected", bad.stdout)
+    assert re.search(r"FAILED +internet by TCP +refused +connected", bad.stdout)
     assert "run `python -m spawner.site up` on the site's host again" in bad.stdout
 
     remote = subprocess.run(
@@ -379,7 +385,46 @@ def test_after_a_reboot_the_rules_must_be_set_before_docker_starts(site: Hospita
     site.engine.on_host("sh", str(script), "rules")
     site.engine.boot()
     assert wrong(site.probe()) == {}
-    site.engine.on_host("iptables", "-A", "DOCKER-USER", "-j", "ACCEPT")  # as the fixture had it
+
+
+@pytest.mark.parametrize(
+    ("undone", "found"),
+    [
+        (("iptables", "-I", "DOCKER-USER", "-j", "ACCEPT"), "internet-tcp"),
+        (("iptables", "-D", "INPUT", "-i", DEFAULT_BRIDGE, "-j", f"{DEFAULT_BRIDGE}-from"), "host"),
+        (("sh", "-c", "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables"), "neighbour"),
+    ],
+)
+def test_a_check_finds_what_somebody_has_undone_and_up_mends_it(
+    site: Hospital, undone: tuple[str, ...], found: str
+) -> None:
+    assert site.up().returncode == 0
+    site.engine.on_host(*undone)
+    assert found in wrong(site.probe())
+    assert site.up().returncode == 0
+    assert wrong(site.probe()) == {}
+
+
+def test_a_container_that_has_ipv6_all_the_same_gets_nowhere_by_it(site: Hospital) -> None:
+    assert site.up().returncode == 0
+    site.engine.on_host("ip", "-6", "address", "add", "fe80::1/64", "dev", DEFAULT_BRIDGE, "nodad")
+    attempts = json.dumps([{"kind": "ipv6-address"}, {"kind": "tcp", "address": "fe80::1%eth0", "port": 22}])
+    asking = ["python3", *probe_arguments_of(attempts)]
+    settled = "import time\nwhile ' 80     eth0' not in open('/proc/net/if_inet6').read(): time.sleep(0.02)"
+    ipv6 = {"net.ipv6.conf.all.disable_ipv6": "0"}
+    with container(site, "-c", WAITING, network=NETWORK, sysctls=ipv6, **AS_A_SERVER) as inside:
+        assert inside.exec_run(["python3", "-c", settled]).exit_code == 0
+        address, host = json.loads(inside.exec_run(asking).output)
+        assert address["through"]
+        assert not host["through"]
+        site.engine.on_host("ip6tables", "-t", "raw", "-D", "PREROUTING", "-i", DEFAULT_BRIDGE, "-j", "DROP")
+        _, host = json.loads(inside.exec_run(asking).output)
+        assert host == {"through": True, "found": "reached; nothing listens there"}
+
+
+def probe_arguments_of(attempts: str) -> list[str]:
+    program = resources.files("spawner.site").joinpath("inside.py").read_text(encoding="utf-8")
+    return ["-c", program, "try", attempts]
 
 
 SERVER = f"import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port={NEIGHBOUR_PORT})"
@@ -408,6 +453,22 @@ def test_only_the_hubs_proxy_reaches_a_servers_published_port(site: Hospital) ->
         # Nor by its own address, for whoever takes the site's host as a router.
         with routed(site, address):
             assert not answers((address, NEIGHBOUR_PORT), source=site.engine.internet_address)
+
+
+def test_a_hub_on_the_sites_own_host_reaches_servers_by_their_own_address(site: Hospital) -> None:
+    gateway, hub = "10.201.0.1", f"{site.engine.address}:22"
+    done = site.command("up", "--hub", hub, "--hub-source", gateway, "--subnet", "10.201.0.0/24")
+    assert done.returncode == 0, done.stderr
+    with container(site, "-c", SERVER, network=NETWORK, **AS_A_SERVER) as server:
+        server.reload()
+        wait_until_it_listens(server)
+        address = server.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        asking = f"import urllib.request; urllib.request.urlopen('http://{address}:{NEIGHBOUR_PORT}', timeout=1)"
+        site.engine.on_host(sys.executable, "-c", asking)
+        tries = json.dumps([{"kind": "tcp", "address": site.engine.address, "port": port} for port in (22, 2375)])
+        to_the_hub, beside_it = json.loads(server.exec_run(["python3", *probe_arguments_of(tries)]).output)
+    assert to_the_hub["through"]
+    assert not beside_it["through"]
 
 
 def wait_until_it_listens(server: Container) -> None:
@@ -439,10 +500,12 @@ def test_dockers_resolver_would_ask_the_world_for_a_server(site: Hospital) -> No
     """Why servers get a resolver that there is not: Docker's own asks from the host's side, past every rule."""
     assert site.up().returncode == 0
     careless = {name: value for name, value in AS_A_SERVER.items() if name != "dns"}
-    with surroundings_of(site, NETWORK) as targets:
-        with container(site, *probe_arguments(targets), network=NETWORK, **careless) as inside:
-            inside.wait()
-            assert wrong(judge(inside.logs(stderr=False).decode(), targets)).keys() == {"dns-own"}
+    with (
+        surroundings_of(site, NETWORK) as targets,
+        container(site, *probe_arguments(targets), network=NETWORK, **careless) as inside,
+    ):
+        inside.wait()
+        assert wrong(judge(inside.logs(stderr=False).decode(), targets)).keys() == {"dns-own"}
     assert site.heard() == {"hub", "host's DNS"}
 
 
