@@ -10,7 +10,7 @@ from pathlib import Path
 from federator.contract import FLEET_PREFIX
 
 import spawner
-from spawner import access, deployment
+from spawner import access, deployment, sites_page
 from spawner.authenticator import SiteAuthenticator
 from spawner.kinds import spawner_class
 
@@ -52,6 +52,9 @@ c.JupyterHub.spawner_class = spawner_class(wanted)
 c.JupyterHub.cleanup_servers = c.JupyterHub.spawner_class.ends_with_hub
 c.SiteSpawner.deployment = wanted
 c.JupyterHub.services = [access.service(wanted)]
+
+# The administrators' page of the sites
+c.JupyterHub.extra_handlers = sites_page.handlers(wanted, deployment.config_path())
 
 # How the Hub's pages look
 c.JupyterHub.template_paths = [str(Path(spawner.__file__).parent / "templates")]

@@ -23,6 +23,7 @@ from jupyterhub.slugs import safe_slug
 from tornado.web import HTTPError
 from traitlets import Unicode, default
 
+from spawner.confinement import CONFINED, SERVER_USER
 from spawner.deployment import hub_address, hub_origin
 from spawner.engine_refusals import refusal_of
 from spawner.engines import Engine, EngineUnavailable, engine_of
@@ -34,9 +35,6 @@ from spawner.sites import ContainerSite, DockerSite
 
 HOME = "/home/jovyan"
 DATA = "/data"
-SERVER_USER = "1000:100"
-"""User and group of Jupyter's own images."""
-
 PIDS_LIMIT = 4096
 START_TIMEOUT_S = 300
 """An image that is not at the site yet is fetched within it."""
@@ -390,15 +388,12 @@ class DockerSiteSpawner(ContainerSiteSpawner):
         self.volumes = {self.home_volume: HOME}
         self.extra_host_config = {
             "auto_remove": False,  # of a server that crashed, the engine still knows why; `poll` removes it
-            "read_only": True,
+            **CONFINED,
             "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={site.memory // 4}"},  # noqa: S108
-            "cap_drop": ["ALL"],
-            "security_opt": ["no-new-privileges:true"],
             "pids_limit": PIDS_LIMIT,
             "memswap_limit": int(site.memory),  # no swap: the limit is the limit
             "shm_size": site.memory // 2,  # PyTorch's data loaders hand batches over in it
             "init": True,
-            "dns": ["127.0.0.1"],  # nothing listens there: the engine's own resolver asks the world
             "extra_hosts": self.hub_hosts(site),
             "log_config": LogConfig(type=LogConfig.types.JSON, config=LOG_LIMIT),
         }

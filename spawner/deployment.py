@@ -133,15 +133,21 @@ def from_environment() -> Deployment:
     Raises:
         SystemExit: with a text for the administrator, in place of a stack trace.
     """
-    path = os.environ.get(CONFIG_VARIABLE, "")
-    if not path:
-        raise SystemExit(f"{CONFIG_VARIABLE} is not set; give it the path of the deployment file.")
+    path = config_path()
     if not os.environ.get(CLIENT_SECRET_VARIABLE):
         raise SystemExit(f"{CLIENT_SECRET_VARIABLE} is not set; give it the secret that came with `sso.client_id`.")
     try:
-        return load(Path(path))
+        return load(path)
     except DeploymentError as error:
         raise SystemExit(str(error)) from None
+
+
+def config_path() -> Path:
+    """The deployment file that `NOTEBOOK_FEDERATOR_CONFIG` names. Raises SystemExit as `from_environment`."""
+    path = os.environ.get(CONFIG_VARIABLE, "")
+    if not path:
+        raise SystemExit(f"{CONFIG_VARIABLE} is not set; give it the path of the deployment file.")
+    return Path(path)
 
 
 def load(path: Path) -> Deployment:

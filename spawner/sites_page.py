@@ -23,9 +23,10 @@ from markupsafe import Markup, escape
 from tornado.web import HTTPError, StaticFileHandler, authenticated
 
 from spawner.admin import adding, catalogue, form, report
-from spawner.admin.adding import AddingRefused
+from spawner.admin.adding import AddingRefused, NotWritable
 from spawner.admin.catalogue import Entry
 from spawner.admin.checking import Checking
+from spawner.admin.steps import add_command
 from spawner.deployment import Deployment
 from spawner.engine_refusals import refusal_of
 from spawner.engines import EngineUnavailable, engine_of
@@ -147,15 +148,18 @@ class SitesHandler(_AdministratorsHandler):
             return
         try:
             await asyncio.to_thread(adding.add, self.context.config, new, now=datetime.now(UTC))
+        except NotWritable as refused:
+            await self._refuse(values, refused.problems, add_command(new))
+            return
         except AddingRefused as refused:
             await self._refuse(values, refused.problems)
             return
         self.log.info("%s added the site %s", self.current_user.name, new.slug)
         self.redirect(f"{self.hub.base_url.rstrip('/')}{PATH}?added={new.slug}#site-{new.slug}")
 
-    async def _refuse(self, values: dict[str, str], problems: Sequence[Problem]) -> None:
+    async def _refuse(self, values: dict[str, str], problems: Sequence[Problem], command: str = "") -> None:
         self.set_status(422)
-        await self._page(form.refused(values, problems), added="")
+        await self._page(form.refused(values, problems, command), added="")
 
     async def _page(self, filled: form.Filled, added: str) -> None:
         listing = await self.listing()
@@ -184,7 +188,7 @@ class ServersHandler(_AdministratorsHandler):
         if isinstance(site, ContainerSite):
             try:
                 async with asyncio.timeout(ENGINE_TIME_S):
-                    servers = await _servers(slug, site)
+                    servers = await servers_at(slug, site)
                     leases = await leases_of(engine_of(site)).held()
             except TimeoutError:
                 trouble = f"it did not answer within {ENGINE_TIME_S:.0f} s"
@@ -196,8 +200,8 @@ class ServersHandler(_AdministratorsHandler):
         await self.show("sites_servers.html", servers=servers, gpus=gpus, leases=leases, trouble=trouble)
 
 
-async def _servers(slug: str, site: ContainerSite) -> list[Server]:
-    """Raises EngineUnavailable and APIError."""
+async def servers_at(slug: str, site: ContainerSite) -> list[Server]:
+    """The servers that run at a site. Raises EngineUnavailable and APIError."""
     ours = {"label": f"{SITE_LABEL}={slug}"}
     if isinstance(site, SwarmSite):
         labels = [service["Spec"]["Labels"] for service in await engine_of(site).call("services", filters=ours)]

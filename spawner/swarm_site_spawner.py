@@ -28,7 +28,8 @@ from dockerspawner import SwarmSpawner
 from jupyterhub.slugs import safe_slug
 from traitlets import default
 
-from spawner.container_site_spawner import HOME, LOG_LIMIT, PIDS_LIMIT, SERVER_USER, ContainerSiteSpawner
+from spawner.confinement import CONFINED, SERVER_USER
+from spawner.container_site_spawner import HOME, LOG_LIMIT, PIDS_LIMIT, ContainerSiteSpawner
 from spawner.engines import EngineUnavailable
 from spawner.labels import SITE_LABEL, USER_LABEL
 from spawner.site_spawner import StartRefused
@@ -152,9 +153,9 @@ class SwarmSiteSpawner(ContainerSiteSpawner, ServiceSpawner):
             mounts=[*self._own_mounts(site), *self.dataset_mounts(site)],
             read_only=True,
             init=True,
-            cap_drop=["ALL"],
+            cap_drop=CONFINED["cap_drop"],
             privileges={"NoNewPrivileges": True},  # from API 1.44; older engines do not know it and pass it over
-            dns_config=DNSConfig(["127.0.0.1"]),  # nothing listens there: the engine's own resolver asks the world
+            dns_config=DNSConfig(CONFINED["dns"], options=CONFINED["dns_opt"]),
             hosts=self.hub_hosts(site),
         )
         resources = Resources(cpu_limit=int(site.cpus * 1e9), mem_limit=int(site.memory))

@@ -20,6 +20,7 @@ import requests
 from docker.errors import APIError, ImageNotFound, NotFound
 from docker.models.containers import Container
 
+from spawner.confinement import CONFINED, SERVER_USER
 from spawner.labels import PREFIX
 from spawner.site.inside import GROUP
 from spawner.site.isolation import Endpoint
@@ -40,14 +41,11 @@ DNS_ADVICE = (
 )
 
 AS_A_SERVER: Mapping[str, Any] = {
-    "user": "1000:100",
-    "read_only": True,
+    **CONFINED,
+    "user": SERVER_USER,
     "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777,size=64m"},  # noqa: S108 - the container's own
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges:true"],
     "pids_limit": 256,
     "mem_limit": "256m",
-    "dns": ["127.0.0.1"],
 }
 """What a server may do, as `container_site_spawner` starts it, with small limits."""
 

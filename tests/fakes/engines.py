@@ -215,7 +215,6 @@ class Engine(Daemon):
         Raises:
             EngineError: dockerd does not come up, or another engine uses the data folder.
         """
-        self._remove_host()  # of a test run that was killed
         self.run.mkdir()
         self._held.enter_context(_exclusive(self.data))
         self._make_host()
@@ -264,7 +263,7 @@ class Engine(Daemon):
                 self.remove_all()  # dockerd would give each container ten seconds
             self._stop_dockerd()
         finally:
-            self._remove_host()
+            _remove_traces(self.number)
             self._held.close()
 
     def tls_client(self, *, timeout: float = 60) -> docker.DockerClient:
@@ -338,17 +337,6 @@ class Engine(Daemon):
         self.on_host("ip", "link", "set", there, "up")
         self.on_host("ip", "route", "add", "default", "via", self.hub_address)
 
-    def _remove_host(self) -> None:
-        if (Path("/run/netns") / self.namespace).exists():
-            # Processes that a test started there, such as listeners, would keep the namespace and its link alive.
-            for pid in _run("ip", "netns", "pids", self.namespace).split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            _run("ip", "netns", "delete", self.namespace)
-        # The link goes with the namespace, but some time after it: a later engine may want the same names.
-        subprocess.run(["ip", "link", "delete", f"{self.namespace}h"], capture_output=True, check=False)
-        shutil.rmtree(self.run, ignore_errors=True)
-
     @property
     def _hook_folder(self) -> Path:
         return self.run / "gpu"
@@ -370,27 +358,19 @@ class BuildEngine(Daemon):
     """
 
     def start(self) -> None:
-        self._remove_bridge()  # of a test run that was killed
         self._held.enter_context(_exclusive(self.data, wait=True))
         # Not `--bridge=none`: that removes docker0, which is another engine's.
-        _run("ip", "link", "add", self._bridge, "type", "bridge")
-        _run("ip", "address", "add", f"10.77.{self.number}.1/30", "dev", self._bridge)
-        self._start_dockerd(f"--bridge={self._bridge}", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
+        bridge = f"nf{self.number}b"
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        _run("ip", "address", "add", f"10.77.{self.number}.1/30", "dev", bridge)
+        self._start_dockerd(f"--bridge={bridge}", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
 
     def stop(self) -> None:
         try:
             self._stop_dockerd()
         finally:
-            self._remove_bridge()
+            _remove_traces(self.number)
             self._held.close()
-
-    @property
-    def _bridge(self) -> str:
-        return f"nf{self.number}b"
-
-    def _remove_bridge(self) -> None:
-        subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True, check=False)
-        shutil.rmtree(self.run, ignore_errors=True)
 
     def build_test_images(self) -> None:
         """Make the images that tests run; quick when nothing has changed."""
@@ -412,10 +392,14 @@ def bind(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
     """A socket bound here; listening, where it is a stream. Close it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     bound = socket.socket(family, kind)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((address, port))
-    if kind == socket.SOCK_STREAM:
-        bound.listen()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            bound.listen()
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 
@@ -482,9 +466,25 @@ def _free_number() -> Iterator[int]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            _remove_traces(number)  # of a test run that was killed
             yield number
             return
     raise EngineError("254 engines run on this machine already")
+
+
+def _remove_traces(number: int) -> None:
+    """Remove what an engine with this number had on the machine: namespace, link or bridge, run folder."""
+    namespace = f"nf{number}"
+    if (Path("/run/netns") / namespace).exists():
+        # Processes that a test started there would keep the namespace and its link alive.
+        for pid in _run("ip", "netns", "pids", namespace).split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _run("ip", "netns", "delete", namespace)
+    # The link goes with the namespace, but some time after it: a later engine may want the same names.
+    for link in (f"{namespace}h", f"{namespace}b"):
+        subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
+    shutil.rmtree(Path("/run") / namespace, ignore_errors=True)
 
 
 def _make_certificates(run: Path, address: str) -> None:

@@ -161,9 +161,7 @@ def hospital(name: str, build: BuildEngine, *, own_resolver: bool) -> Iterator[H
         made.enter_context(engine)
         engine.load(IMAGE, build)
         client = made.enter_context(contextlib.closing(engine.tls_client()))
-        listeners, hub_port, other_hub_port = listen_around(engine)
-        for one in listeners.values():
-            made.callback(one.close)
+        listeners, hub_port, other_hub_port = listen_around(engine, made)
         world = World(
             internet=engine.internet_address,
             internet6=INTERNET6,
@@ -181,25 +179,33 @@ def hospital(name: str, build: BuildEngine, *, own_resolver: bool) -> Iterator[H
         )
 
 
-def listen_around(engine: Engine) -> tuple[dict[str, Listener], int, int]:
+def listen_around(engine: Engine, made: contextlib.ExitStack) -> tuple[dict[str, Listener], int, int]:
     """All listeners, and the ports of the Hub and of something else on its host."""
     engine.on_host("ip", "address", "add", f"{METADATA}/32", "dev", "lo")
-    engine.on_host("ip", "address", "add", f"{INTERNET6}/128", "dev", "lo")
+    engine.on_host("ip", "address", "add", f"{INTERNET6}/128", "dev", "lo", "nodad")
     internet = engine.internet_address
     hub, beside_the_hub = bind(TCP, engine.hub_address, 0), bind(TCP, engine.hub_address, 0)
-    listeners = {
-        "hub": Listener(lambda _: HTTP_ANSWER, hub),
-        "beside the hub": Listener(lambda _: b"secret", beside_the_hub),
-        "internet": Listener(lambda data: data, bind(TCP, internet, 80), bind(TCP, internet, 443)),
-        "internet UDP": Listener(lambda data: data, bind(UDP, internet, 443)),
-        "internet DNS": Listener(dns_answer, bind(UDP, internet, 53), bind(TCP, internet, 53)),
-        "host": Listener(lambda data: data, engine.bind(TCP, "0.0.0.0", 22)),
-        "host's API": Listener(lambda data: data, engine.bind(TCP, "0.0.0.0", 2375)),
-        "host's DNS": Listener(dns_answer, engine.bind(UDP, "0.0.0.0", 53), engine.bind(TCP, "0.0.0.0", 53)),
-        "metadata": Listener(lambda data: data, engine.bind(TCP, METADATA, 80)),
-        "internet IPv6": Listener(lambda data: data, engine.bind(TCP, INTERNET6, 80)),
-    }
+    listeners: dict[str, Listener] = {}
+
+    def listen(name: str, answer: Callable[[bytes], bytes], *sockets: socket.socket) -> None:
+        listeners[name] = Listener(answer, *sockets)
+        made.callback(listeners[name].close)
+
+    listen("hub", lambda _: HTTP_ANSWER, hub)
+    listen("beside the hub", echo, beside_the_hub)
+    listen("internet", echo, bind(TCP, internet, 80), bind(TCP, internet, 443))
+    listen("internet UDP", echo, bind(UDP, internet, 443))
+    listen("internet DNS", dns_answer, bind(UDP, internet, 53), bind(TCP, internet, 53))
+    listen("host", echo, engine.bind(TCP, "0.0.0.0", 22))
+    listen("host's API", echo, engine.bind(TCP, "0.0.0.0", 2375))
+    listen("host's DNS", dns_answer, engine.bind(UDP, "0.0.0.0", 53), engine.bind(TCP, "0.0.0.0", 53))
+    listen("metadata", echo, engine.bind(TCP, METADATA, 80))
+    listen("internet IPv6", echo, engine.bind(TCP, INTERNET6, 80))
     return listeners, hub.getsockname()[1], beside_the_hub.getsockname()[1]
+
+
+def echo(data: bytes) -> bytes:
+    return data
 
 
 def make_open_network(client: docker.DockerClient) -> str:
