@@ -31,7 +31,7 @@ from spawner.gpu_leases import GpusTaken, Lease, leases_of
 from spawner.injection import environment, server_arguments
 from spawner.labels import GPU_LABEL, SERVER_LABEL, SITE_LABEL, USER_LABEL
 from spawner.site_spawner import SiteSpawner, StartRefused
-from spawner.sites import ContainerSite, DockerSite
+from spawner.sites import ContainerSite, DockerSite, SiteDataset
 
 HOME = "/home/jovyan"
 DATA = "/data"
@@ -320,19 +320,8 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         return {} if address is None or _is_address(host) else {host: address}
 
     def dataset_mounts(self, site: ContainerSite) -> list[Mount]:
-        """The site's data, read-only.
-
-        A file system mounted below a dataset's folder is not shown: Docker would leave it writable.
-        """
-        mounts = []
-        for name, dataset in site.datasets.items():
-            if dataset.path is not None:
-                mount = Mount(f"{DATA}/{name}", dataset.path, type="bind", read_only=True, propagation="rprivate")
-                mount["BindOptions"]["NonRecursive"] = True
-            else:
-                mount = Mount(f"{DATA}/{name}", dataset.volume, type="volume", read_only=True, no_copy=True)
-            mounts.append(mount)
-        return mounts
+        """The site's data, read-only."""
+        return [dataset_mount(name, dataset) for name, dataset in site.datasets.items()]
 
     async def _check_datasets(self, site: ContainerSite) -> None:
         """Docker makes a volume that is not there; an empty one in place of data would mislead. Raises NotFound."""
@@ -439,6 +428,18 @@ class DockerSiteSpawner(ContainerSiteSpawner):
         address, port = await super().get_ip_and_port()
         site = _docker(self._site)
         return site.server_host or address, port
+
+
+def dataset_mount(name: str, dataset: SiteDataset) -> Mount:
+    """A dataset in a container, read-only.
+
+    A file system mounted below the dataset's folder is not shown: Docker would leave it writable.
+    """
+    if dataset.path is None:
+        return Mount(f"{DATA}/{name}", dataset.volume, type="volume", read_only=True, no_copy=True)
+    mount = Mount(f"{DATA}/{name}", dataset.path, type="bind", read_only=True, propagation="rprivate")
+    mount["BindOptions"]["NonRecursive"] = True
+    return mount
 
 
 def _container(site: object) -> ContainerSite:

@@ -126,7 +126,7 @@ def _say(*lines: str) -> None:
 
 
 def _config(said: argparse.Namespace) -> Path:
-    """The deployment file. Raises DeploymentError, where nobody named one."""
+    """The deployment file. Raises SystemExit, where nobody named one."""
     path: Path | None = said.config
     if path is None and os.environ.get(CONFIG_VARIABLE):
         path = Path(os.environ[CONFIG_VARIABLE])

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from spawner.admin.checks import Outcome, Result, check_site
+from spawner.admin.checks import Result, check_site
 from spawner.deployment import Hub
 from spawner.sites import Site
 
@@ -26,9 +26,6 @@ class CheckRun:
         self.ended: datetime | None = None
         self.whole = False
         self._news = asyncio.Event()
-
-    def count(self, outcome: Outcome) -> int:
-        return sum(result.outcome is outcome for result in self.results)
 
     async def beyond(self, seen: int, timeout_s: float) -> None:
         """Return once there are more results than `seen`, or the check has ended, or the time is over."""

@@ -26,12 +26,11 @@ from urllib.parse import urlsplit
 import httpx
 import requests
 from docker.errors import APIError, ImageNotFound, NotFound
-from docker.types import Mount
 
 from spawner.admin.certificates import ends_of
 from spawner.admin.containers import WEB_PORT, CheckContainers, ScriptFailed
 from spawner.admin.steps import certificates_command, hub_endpoint, isolation_command
-from spawner.container_site_spawner import DATA
+from spawner.container_site_spawner import DATA, dataset_mount
 from spawner.deployment import Hub
 from spawner.engine_refusals import refusal_of
 from spawner.engines import Engine, EngineUnavailable, engine_of
@@ -201,11 +200,13 @@ async def _strangers(under_test: SiteUnderTest) -> Sequence[Result]:
         async with _connection(site, _context(site.tls_dir)) as (reader, writer):
             writer.write(b"GET /_ping HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
             answer = await reader.read(64)
-    except TimeoutError:
-        seen = f"the engine did not say within {_CONNECT_TIMEOUT_S:.0f} s whether it obeys who has no certificate"
-        return [Result(part, Outcome.FAILED, seen, "Try again.")]
-    except OSError as refused:
+    except ssl.SSLCertVerificationError as unknown:
+        return [Result(part, Outcome.FAILED, f"not the engine that answered before: {unknown.verify_message}")]
+    except (ssl.SSLError, ConnectionResetError) as refused:
         return [Result(part, Outcome.OK, f"the engine refuses who has no certificate ({_reason(refused)})")]
+    except OSError as error:
+        seen = f"whether the engine obeys who has no certificate could not be tried: {error or 'no answer'}"
+        return [Result(part, Outcome.FAILED, seen, "Try again.")]
     if not answer.startswith(b"HTTP/1.1 200"):
         return [Result(part, Outcome.OK, "the engine refuses who has no certificate")]
     seen = "the engine obeys a client without a certificate: whoever reaches it owns the machine"
@@ -305,8 +306,8 @@ async def _image_contents(under_test: SiteUnderTest) -> Sequence[Result]:
 def _account(told: Mapping[str, Any], site: DockerSite) -> Result:
     if told["uid"] != 0:
         return Result("account", Outcome.OK, f"servers run as user {told['uid']}")
-    next_step = f"Ask {site.contact} whether the engine maps user ids, and to turn that off."
-    return Result("account", Outcome.FAILED, "servers run as root", next_step)
+    next_step = f"Start no server there; ask {site.contact} how the engine comes to do so."
+    return Result("account", Outcome.FAILED, "servers run as root, though told otherwise", next_step)
 
 
 def _client(told: Mapping[str, Any], site: DockerSite) -> Result:
@@ -346,7 +347,7 @@ async def _datasets(under_test: SiteUnderTest) -> Sequence[Result]:
 async def _dataset(under_test: SiteUnderTest, name: str, dataset: SiteDataset) -> Result:
     part, contact = f"dataset {name}", under_test.site.contact
     source = dataset.path or dataset.volume
-    mount = _mount(name, dataset)
+    mount = dataset_mount(name, dataset)
     try:
         if dataset.volume is not None:
             await under_test.engine.call("inspect_volume", dataset.volume)
@@ -356,27 +357,23 @@ async def _dataset(under_test: SiteUnderTest, name: str, dataset: SiteDataset) -
         return Result(part, Outcome.FAILED, refusal_of(error).text, next_step)
     except ScriptFailed as failed:
         return Result(part, Outcome.FAILED, f"{source}: {failed}", f"Ask {contact} whether its file server answers.")
-    if told["unreadable"]:
-        next_step = f"Ask {contact} to let user id 1000 read all of {source}."
-        return Result(part, Outcome.FAILED, f"user 1000 may not read {told['unreadable']}", next_step)
+    return dataset_result(part, str(source), told, contact)
+
+
+def dataset_result(part: str, source: str, told: Mapping[str, Any], contact: str) -> Result:
+    """What `inside/dataset.py` has told of a dataset, worst first. Pure."""
     if told["write_refused"] is None:
         next_step = f"Stop: ask {contact} to take the site out of use until this is understood."
         return Result(part, Outcome.FAILED, f"a server could write into {source}", next_step)
+    if told["unreadable"]:
+        next_step = f"Ask {contact} to let user id 1000 read all of {source}."
+        return Result(part, Outcome.FAILED, f"user 1000 may not read {told['unreadable']}", next_step)
     if told["entries"] == 0:
         next_step = f"Ask {contact} whether the data are there; what is mounted below that folder, servers do not see."
         return Result(part, Outcome.WARNING, f"{source} is empty", next_step)
     count = f"{'at least ' if told['entries'] == told['most'] else ''}{told['entries']}"
     seen = f"{source}, entries: {count}, readable; a write is refused ({told['write_refused'].lower()})"
     return Result(part, Outcome.OK, seen)
-
-
-def _mount(name: str, dataset: SiteDataset) -> Mount:
-    """As servers have it."""
-    if dataset.path is None:
-        return Mount(f"{DATA}/{name}", dataset.volume, type="volume", read_only=True, no_copy=True)
-    mount = Mount(f"{DATA}/{name}", dataset.path, type="bind", read_only=True, propagation="rprivate")
-    mount["BindOptions"]["NonRecursive"] = True
-    return mount
 
 
 async def _gpus(under_test: SiteUnderTest) -> Sequence[Result]:
@@ -494,25 +491,24 @@ async def _says(word: str, host: str, port: int) -> bool:
 
 
 async def _node(under_test: SiteUnderTest) -> Sequence[Result]:
-    label, part = f"{NODE_LABEL}={under_test.slug}", "node"
-    nodes = [
-        node
-        for node in await under_test.engine.call("nodes")
-        if (node["Spec"].get("Labels") or {}).get(NODE_LABEL) == under_test.slug
-    ]
-    if len(nodes) != 1:
-        names = ", ".join(node["Description"]["Hostname"] for node in nodes) or "no node"
+    nodes = await under_test.engine.call("nodes")
+    return [node_result(under_test.slug, nodes, under_test.site.contact)]
+
+
+def node_result(slug: str, nodes: Sequence[Mapping[str, Any]], contact: str) -> Result:
+    """Whether exactly one of a Swarm's nodes is the site's, and takes servers. Pure."""
+    part, label = "node", f"{NODE_LABEL}={slug}"
+    own = [node for node in nodes if (node["Spec"].get("Labels") or {}).get(NODE_LABEL) == slug]
+    if len(own) != 1:
+        names = ", ".join(node["Description"]["Hostname"] for node in own) or "none"
         next_step = f"On a manager: docker node update --label-add {label} NODE, and --label-rm on any other."
-        return [Result(part, Outcome.FAILED, f"one node must have the label {label}; {names} has it", next_step)]
-    name, state, availability = (
-        nodes[0]["Description"]["Hostname"],
-        nodes[0]["Status"]["State"],
-        nodes[0]["Spec"]["Availability"],
-    )
+        return Result(part, Outcome.FAILED, f"one node must have the label {label}, and these have: {names}", next_step)
+    name, state = own[0]["Description"]["Hostname"], own[0]["Status"]["State"]
+    availability = own[0]["Spec"]["Availability"]
     seen = f"{name} has the label {label}; it is {state}, {availability}"
     if (state, availability) == ("ready", "active"):
-        return [Result(part, Outcome.OK, seen)]
-    return [Result(part, Outcome.FAILED, seen, f"Ask {under_test.site.contact} what happened to {name}.")]
+        return Result(part, Outcome.OK, seen)
+    return Result(part, Outcome.FAILED, seen, f"Ask {contact} what happened to {name}.")
 
 
 def _gib(size: int) -> str:

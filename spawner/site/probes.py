@@ -43,6 +43,7 @@ DNS_ADVICE = (
 AS_A_SERVER: Mapping[str, Any] = {
     **CONFINED,
     "user": SERVER_USER,
+    "init": True,  # a first process of its own would not see the signals that end it
     "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777,size=64m"},  # noqa: S108 - the container's own
     "pids_limit": 256,
     "mem_limit": "256m",

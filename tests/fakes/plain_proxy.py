@@ -67,4 +67,4 @@ class _Forward(RequestHandler):
         for name, value in answer.headers.get_all():
             if name.lower() not in HOP_BY_HOP:
                 self.add_header(name, value)
-        self.finish(answer.body)
+        self.finish(answer.body or None)  # some answers, as 304, must have none

@@ -285,3 +285,9 @@ def test_files_that_cannot_be_read_leave_what_runs(config: Path) -> None:
     seen = listing(running, config)
     assert [entry.slug for entry in seen.entries] == ["st-anna"]
     assert "it is not TOML" in str(seen.problems[0])
+
+
+def test_a_check_of_a_site_that_there_is_not(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(deployed, new_site(), now=NOW)
+    assert main(["check", "--site", "st-ana"]) == 1
+    assert capsys.readouterr().err == "There is no site st-ana; the sites are: st-anna.\n"
