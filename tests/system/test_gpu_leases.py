@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 
 from examples.demo.browser import Browser, StepError
@@ -15,6 +17,7 @@ pytestmark = [pytest.mark.needs_docker, pytest.mark.needs_node]
 SITE = "st-anna"
 PEOPLE = (RESEARCHERS[0], COLLEAGUES[0], STEWARDS[0])
 WITH_GPU = {"gpu": True}  # said each time: a start without a word repeats the last choice
+PATIENCE_S = 60
 GPU_LABEL = "org.notebook-federator.gpu"
 
 
@@ -95,6 +98,25 @@ async def test_what_a_crashed_hub_was_making_holds_no_gpu(docker_sites: DockerSi
         assert sorted(held(docker_sites).values()) == list(GPUS)
     finally:
         engine.docker("rm", *made)
+
+
+async def test_a_hub_that_crashes_in_the_middle_of_a_start_loses_no_gpu(
+    docker_sites: DockerSites, three: list[Browser]
+) -> None:
+    """The next Hub finds the server of which it knows no address, and ends it."""
+    starting = asyncio.create_task(three[0].start_server(WITH_GPU))
+    async with asyncio.timeout(PATIENCE_S):
+        while not held(docker_sites):  # noqa: ASYNC110 - the engine tells nobody
+            await asyncio.sleep(0.05)
+    docker_sites.stack.crash_hub()
+    with pytest.raises(httpx.TransportError):
+        await starting
+    docker_sites.stack.start_hub_again()
+    async with asyncio.timeout(PATIENCE_S):
+        while held(docker_sites):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.5)
+    await three[0].start_server(WITH_GPU)
+    assert list(held(docker_sites)) == [three[0].username]
 
 
 async def test_the_form_offers_a_start_without_a_gpu(docker_sites: DockerSites, three: list[Browser]) -> None:
