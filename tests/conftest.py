@@ -18,6 +18,7 @@ from tests.fakes.engines import ENGINES, BuildEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
+ENGINES_DISK_BYTES = 18 << 30
 
 
 def _no_browser() -> str | None:
@@ -33,8 +34,12 @@ def _no_docker() -> str | None:
     if os.geteuid() != 0:
         return "no right to start Docker engines: run as root"
     missing = [name for name in ("dockerd", "docker", "iptables", "ip", "mmdebstrap") if shutil.which(name) is None]
-    install = "apt-get install docker.io iptables iproute2 mmdebstrap"
-    return f"no {', '.join(missing)}: {install}" if missing else None
+    if missing:
+        return f"no {', '.join(missing)}: apt-get install docker.io iptables iproute2 mmdebstrap"
+    free = shutil.disk_usage(ROOT).free
+    if free < ENGINES_DISK_BYTES and not ENGINES.exists():
+        return f"{free >> 30} GiB of disk free: the engines' images need {ENGINES_DISK_BYTES >> 30}"
+    return None
 
 
 REQUIREMENTS: dict[str, Callable[[], str | None]] = {
