@@ -92,9 +92,7 @@ class CheckContainers:
                 environment={} if gpu else {"NVIDIA_VISIBLE_DEVICES": "void"},
                 labels={CHECK_LABEL: self._slug},
                 ports=list(host.get("port_bindings", ())),
-                host_config=self._engine.client.create_host_config(
-                    **_LIMITS, init=True, device_requests=requests, **host
-                ),
+                host_config=self._engine.client.create_host_config(**_LIMITS, device_requests=requests, **host),
             )
         )
         container = await self._whatever_happens(making)

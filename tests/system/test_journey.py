@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from examples.demo.scenario import Outcome, Study, run_journey
 from examples.demo.stack import Stack
 
 pytestmark = pytest.mark.needs_node
+PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,14 @@ async def test_the_record_names_what_made_the_model(owner: Browser, outcome: Out
 
 
 async def test_the_aggregator_is_gone_and_the_clients_wait(owner: Browser, outcome: Outcome, stack: Stack) -> None:
-    project = await owner.get(f"api/projects/{outcome.project_id}")
-    assert {one["client"] for one in project["participants"]} == {"ready"}
+    states: set[str] = set()
+    with contextlib.suppress(TimeoutError):  # a client says what it does twice a second
+        async with asyncio.timeout(PATIENCE_S):
+            async for kind, data in owner.watch(outcome.project_id):
+                states = {one["client"] for one in data["participants"]} if kind == "project" else states
+                if states == {"ready"}:
+                    break
+    assert states == {"ready"}
     assert not processes_mentioning(outcome.project_id)
 
 
