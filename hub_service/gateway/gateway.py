@@ -232,7 +232,12 @@ class Gateway:
             if request.node.node_id != session.node_id:
                 raise AnotherNode
             # Shielded: a message that the SuperLink has handed out is kept even if this caller has just gone.
-            answer = await asyncio.shield(asyncio.ensure_future(look(caller, session, endpoint, body)))
+            try:
+                answer = await asyncio.shield(asyncio.ensure_future(look(caller, session, endpoint, body)))
+            except NotNow:
+                if self._backend.endpoint(caller.grant.project_id) == endpoint:
+                    raise
+                continue  # the aggregator was ended while it was asked: for this node, that is no news
             if answer:
                 session.working = True
                 self._seen(caller.grant.participation_id, True)
