@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -81,7 +82,7 @@ class ClientCertificates:
         return TLSConfig(ca_cert=str(self.authority), client_cert=(str(self.certificate), str(self.key)), verify=True)
 
 
-class Daemon:
+class Daemon(ABC):
     """A dockerd with a data root that stays and a run folder that does not. `Engine` and `BuildEngine` are started."""
 
     def __init__(self, data: Path) -> None:
@@ -106,11 +107,13 @@ class Daemon:
     ) -> None:
         self.stop()
 
+    @abstractmethod
     def start(self) -> None:
-        raise NotImplementedError
+        """Start dockerd and return once it answers. Raises EngineError."""
 
+    @abstractmethod
     def stop(self) -> None:
-        raise NotImplementedError
+        """End dockerd and all that it started; safe to call at any time."""
 
     def client(self) -> docker.DockerClient:
         """A client on the engine's Unix socket; close it."""
