@@ -137,7 +137,13 @@ class Service:
             store=store, artifacts=artifacts, backend=backend, superlink=SuperLink, changes=changes, clock=_now
         )
         self._opened.push_async_callback(reconciler.close)
-        gateway = Gateway(grants=coordinator.node_grant, backend=backend, seen=coordinator.node_seen, clock=_now)
+        gateway = Gateway(
+            grants=coordinator.node_grant,
+            backend=backend,
+            seen=coordinator.node_seen,
+            cut_off=coordinator.node_cut_off,
+            clock=_now,
+        )
         self._opened.push_async_callback(gateway.close)
         self._in_background(reconciler.run, "reconciler")
         self._in_background(_every(_LOST_CLIENTS_EVERY_S, coordinator.note_lost_clients), "lost clients")

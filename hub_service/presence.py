@@ -15,8 +15,10 @@ from hub_service.domain.projects import Participation
 
 CONNECTED_STATES = frozenset({ClientState.READY, ClientState.WORKING})
 
-# A node polls every 20 s and sends a heartbeat every 30 s: two missed ones are a lost client.
+# A waiting node polls every 50 s, a stock one every 20 s; a working one sends a heartbeat every 20 or 30 s.
 LOST_AFTER = timedelta(seconds=75)
+# A node whose poll was cut off asks again at once, unless it has ended or the Hub's proxy is away.
+BACK_WITHIN = timedelta(seconds=15)
 
 
 class Presence:
@@ -26,6 +28,11 @@ class Presence:
 
     def seen(self, participation_id: str) -> None:
         self._last_seen[participation_id] = self._clock()
+
+    def cut_off(self, participation_id: str) -> None:
+        """Count the client as lost unless it is seen again soon."""
+        if participation_id in self._last_seen:
+            self._last_seen[participation_id] = self._clock() - LOST_AFTER + BACK_WITHIN
 
     def forget(self, participation_id: str) -> None:
         self._last_seen.pop(participation_id, None)

@@ -56,7 +56,7 @@ class Reconciler:
         self._backend = backend
         self._changes = changes
         self._workshop = Workshop(store, artifacts, backend, superlink, changes, clock, poll_s, nodes_wait_s)
-        self._drivers: dict[str, asyncio.Task[None]] = {}
+        self._drivers: dict[str, asyncio.Task[None]] = {}  # by project
 
     async def run(self) -> None:
         """Take over what an earlier service left, then drive every run that is asked for. Ends when cancelled."""
@@ -70,9 +70,10 @@ class Reconciler:
         while True:
             seen = self._changes.revision(RUNS_TOPIC)
             for run in self._store.unfinished_runs():
-                if run.id not in self._drivers:
+                if run.project_id not in self._drivers:
                     self._start(run)
-            await self._changes.wait(RUNS_TOPIC, seen, _FOREVER_S)
+            if await self._changes.wait(RUNS_TOPIC, seen, _FOREVER_S) != seen:
+                self._backend.warm_up()  # clients come and go, stewards decide: a run is near
 
     async def close(self) -> None:
         """End the runs in flight, with a word to their owners, and every aggregator."""
@@ -103,8 +104,13 @@ class Reconciler:
 
     def _start(self, run: Run) -> None:
         driver = asyncio.create_task(self._drive(run.id), name=f"run {run.id}")
-        self._drivers[run.id] = driver
-        driver.add_done_callback(lambda _: self._drivers.pop(run.id, None))
+        self._drivers[run.project_id] = driver
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._drivers.pop(run.project_id, None)
+            self._changes.announce(RUNS_TOPIC)  # the project's next run may have been asked for meanwhile
+
+        driver.add_done_callback(ended)
 
     async def _drive(self, run_id: str) -> None:
         """Drive one run to its end. A mistake of ours ends that run, never the service."""
@@ -117,4 +123,6 @@ class Reconciler:
             await asyncio.wait({driving})
         if error := driving.exception():
             log.error("run %s was lost", run_id, exc_info=error)
-            await driver.end(RunStatus.FAILED, _OUR_FAULT)
+            run = self._store.run(run_id)
+            if run is not None and not run.status.is_final:
+                await driver.end(RunStatus.FAILED, _OUR_FAULT)

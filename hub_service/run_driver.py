@@ -14,6 +14,7 @@ from federator.contract import ApprovalState, ClientState, RunStatus
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
+from hub_service.aggregators.mail import clear_mail
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import RUNS_TOPIC, Changes, project_topic
@@ -32,6 +33,7 @@ ROUNDS_KEY = "num-server-rounds"  # the key of a Flower app's config that says h
 _LONGEST_LOG_LINE = 300
 _END_OF_LOG = 64 * 1024  # bytes
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
+_SOON = 0.125  # of the time between two looks
 
 
 class FlowerControl(Protocol):
@@ -50,7 +52,7 @@ class Workshop:
     """What every run is driven with.
 
     Attributes:
-        poll_s: how often a run in flight is looked at, in seconds.
+        poll_s: how often a run in flight is looked at, in seconds; for a while more often when something happened.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
     """
 
@@ -126,7 +128,7 @@ class RunDriver:
     async def _begin(self) -> None:
         run = self._run
         fab = self._artifacts.fab(run.fab_hash)
-        superlink = self._superlink(await self._backend.start(run.project_id))
+        superlink = self._superlink(await self._backend.start(run.project_id, run.id))
         await self._update_nodes(superlink)
         run = self._run
         node_ids = tuple(self._registered[one][1] for one in run.sites if one in self._registered)
@@ -163,6 +165,7 @@ class RunDriver:
         self._remember_nodes(run)
         folder = self._backend.run_folder(run.project_id, run.id)
         offset, taken = 0, self._store.event_count(run.id)  # by an earlier service
+        pause_s = self._poll_s
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
@@ -181,7 +184,9 @@ class RunDriver:
                 await self._update_nodes(superlink)
             except Unavailable as error:  # tried again at the next look; a SuperLink that is gone ends its ServerApp
                 log.warning("run %s: %s", run.id, error.debug or error.message)
-            await asyncio.sleep(self._poll_s)
+            # Where things happen fast, the next look comes soon.
+            pause_s = self._poll_s * _SOON if fresh else min(2 * pause_s, self._poll_s)
+            await asyncio.sleep(pause_s)
 
     def _take(self, events: list[RunEvent]) -> Progress:
         progress = Progress(self._run).after(events)
@@ -262,7 +267,10 @@ class RunDriver:
     # --- the end
 
     async def end(self, status: RunStatus, message: str) -> None:
-        """Keep the model, end the project's processes and give the run its final status."""
+        """Keep the model, give the run its final status and end the project's processes.
+
+        Nobody waits for the processes: the project's next run begins when this has returned.
+        """
         run = self._run
         try:
             sha256, size = await asyncio.to_thread(self._artifacts.put_model, self._model_file(run))
@@ -271,7 +279,6 @@ class RunDriver:
         except Unavailable as error:
             sha256, size = "", 0
             message = f"{message} The model could not be kept: {error.message} {error.next_step}".strip()
-        await self._backend.stop(run.project_id)
         run = replace(
             self._run,
             status=status,
@@ -284,8 +291,10 @@ class RunDriver:
         with self._store.transaction():
             self._store.put_run(run)
             self._audit.note("service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=sha256)
-        self._changes.announce(project_topic(run.project_id), RUNS_TOPIC)
+        self._changes.announce(project_topic(run.project_id))
         log.info("run %s of project %s: %s", run.id, run.project_id, status)
+        await self._backend.stop(run.project_id)
+        await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
 
     def _model_file(self, run: Run) -> Path:
         """The last model that was written: a run that was stopped or failed has one too, after its first round."""

@@ -123,16 +123,30 @@ class AggregatorBackend(ABC):
     """Starts and stops aggregators, one for each project. Every method is idempotent."""
 
     @abstractmethod
-    async def start(self, project_id: str) -> Endpoint:
+    def warm_up(self) -> None:
+        """Somebody may ask for a run soon: begin what makes a start faster, if there is anything. Returns at once.
+
+        Called whenever a client comes or a run is asked for. What was begun ends by itself when nothing follows.
+        """
+
+    @abstractmethod
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
         """Start the project's SuperLink, or find the running one; return once its API answers.
 
-        The SuperLink's database is kept in the project's folder, so node ids stay the same from run to run.
+        Its nodes' ids are kept in the project's folder, so they stay the same from run to run.
         Raises Unavailable with the last lines of its log where it does not come up.
+
+        Args:
+            run_id: a run that `start_serverapp` will be called for: its process starts beside the SuperLink, and
+                waits for what it is to do.
         """
 
     @abstractmethod
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
-        """Start the ServerApp process for a run that the SuperLink already knows. Returns once it was launched."""
+        """Let the ServerApp process of a run that the SuperLink already knows begin; start it where `start` did not.
+
+        Returns once it was told what to do.
+        """
 
     @abstractmethod
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
@@ -159,6 +173,10 @@ class AggregatorBackend(ABC):
     @abstractmethod
     def run_folder(self, project_id: str, run_id: str) -> Path:
         """Where the ServerApp writes `events.jsonl`, `model.safetensors` and `serverapp.log`."""
+
+    @abstractmethod
+    def newest_run_folder(self, project_id: str) -> Path | None:
+        """The run folder of the ServerApp that was started last, or None. No I/O; called for each message."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -6,9 +6,10 @@ look after. The service reaches the SuperLink by a Unix socket in a folder that 
 must share a file system, with the state folder under the same path.
 
     <state>/projects/<project id>/
-        superlink/          the SuperLink's only: superlink.db, flower/, one socket for each start
+        superlink/          the SuperLink's only: node-ids.json, flower/, one socket for each start
         superlink.log
-        runs/<run id>/      that run's ServerApp's only: events.jsonl  model.safetensors; it cannot write serverapp.log
+        runs/<run id>/      that run's ServerApp's only: plan.json  events.jsonl  model.safetensors
+                            serverapp.log, which it cannot write
 
 Containers outlive the service. What there is and whose it is stands in the engine alone, as labels on the containers;
 the next service with the same state folder finds them. Logs are the engine's, limited in size, until a container has
@@ -39,9 +40,12 @@ from docker.types import LogConfig, Mount, Ulimit
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, Limits, ServerAppSpec
 from hub_service.aggregators.events import SERVERAPP_LOG
+from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.processes import (
     LOST,
+    NODE_IDS,
     SERVERAPP_MODULE,
+    STARTS_AT_ONCE,
     SUPERLINK_LOG,
     SUPERLINK_MODULE,
     answers,
@@ -149,19 +153,30 @@ class DockerAggregators(AggregatorBackend):
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._adopting = asyncio.Lock()
         self._adopted = False
         self._aggregators: dict[str, _Aggregator] = {}
         self._later: dict[str, asyncio.Task[None]] = {}  # by project: the removal that the engine did not do at once
 
-    async def start(self, project_id: str) -> Endpoint:
-        async with self._locks[project_id]:
+    def warm_up(self) -> None:
+        """A container takes what it needs from its image: there is nothing to begin."""
+
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
+        async with self._locks[project_id], self._starts:
             await self._adopt()
             aggregator = self._aggregators.get(project_id)
-            if aggregator is not None and await self._engine.call(partial(_runs, aggregator.superlink)):
-                return aggregator.endpoint
-            await self._end(project_id)
-            return await self._start_superlink(project_id)
+            if aggregator is None or not await self._engine.call(partial(_runs, aggregator.superlink)):
+                await self._end(project_id)
+                aggregator = await self._launch_superlink(project_id)
+            if run_id is not None:
+                await self._launch_serverapp(project_id, run_id, aggregator)
+            failure = await self._failure_to_come_up(aggregator)
+            if failure:
+                await self._end(project_id)
+                raise not_started(self._folder(project_id) / SUPERLINK_LOG, failure)
+            self._aggregators[project_id] = aggregator
+            return aggregator.endpoint
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
         async with self._locks[project_id]:
@@ -169,13 +184,11 @@ class DockerAggregators(AggregatorBackend):
             aggregator = self._aggregators.get(project_id)
             if aggregator is None:
                 raise Unavailable("The project's aggregator does not run.", "Start the run again.")
-            if spec.run_id in aggregator.serverapps:
-                return
-            deadline = self._clock() + timedelta(hours=self._limits.hours)
-            container = await self._engine.call(
-                partial(_launch, self._serverapp(project_id, spec, aggregator, deadline))
-            )
-            aggregator.serverapps[spec.run_id] = _ServerApp(container, deadline)
+            await self._launch_serverapp(project_id, spec.run_id, aggregator)
+            try:
+                Plan.of(spec, aggregator.endpoint.address).write(self.run_folder(project_id, spec.run_id))
+            except OSError as error:
+                raise _disk_refuses(error) from error
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
         await self._adopt()
@@ -225,6 +238,11 @@ class DockerAggregators(AggregatorBackend):
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder(project_id) / "runs" / run_id
 
+    def newest_run_folder(self, project_id: str) -> Path | None:
+        aggregator = self._aggregators.get(project_id)
+        newest = next(reversed(aggregator.serverapps), None) if aggregator else None
+        return self.run_folder(project_id, newest) if newest else None
+
     async def close(self) -> None:
         for task in self._later.values():
             task.cancel()
@@ -236,27 +254,29 @@ class DockerAggregators(AggregatorBackend):
 
     # --- starting
 
-    async def _start_superlink(self, project_id: str) -> Endpoint:
+    async def _launch_superlink(self, project_id: str) -> _Aggregator:
         folder = self._folder(project_id)
         endpoint = Endpoint(_HOST, _PORT, folder / SUPERLINK / f"{self._new_id()}.sock")
         _make_for_container(folder / SUPERLINK)
         _empty_log(folder / SUPERLINK_LOG)
-        container = await self._engine.call(partial(_launch, self._superlink(project_id, endpoint)))
-        failure = await self._failure_to_come_up(container, endpoint)
-        if failure:
-            await self._end(project_id)
-            raise not_started(folder / SUPERLINK_LOG, failure)
-        self._aggregators[project_id] = _Aggregator(container, endpoint)
-        return endpoint
+        return _Aggregator(await self._engine.call(partial(_launch, self._superlink(project_id, endpoint))), endpoint)
 
-    async def _failure_to_come_up(self, container: str, endpoint: Endpoint) -> str:
+    async def _launch_serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator) -> None:
+        """Start the run's ServerApp where it was not started yet. It waits for its plan."""
+        if run_id in aggregator.serverapps:
+            return
+        deadline = self._clock() + timedelta(hours=self._limits.hours)
+        settings = self._serverapp(project_id, run_id, aggregator, deadline)
+        aggregator.serverapps[run_id] = _ServerApp(await self._engine.call(partial(_launch, settings)), deadline)
+
+    async def _failure_to_come_up(self, aggregator: _Aggregator) -> str:
         """Wait until the SuperLink answers; return why it does not, or ""."""
-        answered = asyncio.ensure_future(answers(endpoint))
+        answered = asyncio.ensure_future(answers(aggregator.endpoint))
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 while not answered.done():
                     await asyncio.wait({answered}, timeout=_LOOK_S)
-                    if not answered.done() and not await self._engine.call(partial(_runs, container)):
+                    if not answered.done() and not await self._engine.call(partial(_runs, aggregator.superlink)):
                         return "it ended at once"
         except TimeoutError:
             return f"it did not answer within {self._start_timeout_s:g} s"
@@ -268,7 +288,7 @@ class DockerAggregators(AggregatorBackend):
     def _superlink(self, project_id: str, endpoint: Endpoint) -> dict[str, Any]:
         """What the engine is asked to make for a project's SuperLink."""
         assert endpoint.socket is not None  # noqa: S101 - ours always has one
-        arguments = superlink_arguments(endpoint.host, endpoint.port, f"{_SUPERLINK_HOME}/superlink.db")
+        arguments = superlink_arguments(endpoint.host, endpoint.port, f"{_SUPERLINK_HOME}/{NODE_IDS}")
         return self._container(
             project_id,
             SUPERLINK,
@@ -281,20 +301,18 @@ class DockerAggregators(AggregatorBackend):
             network_mode="none",
         )
 
-    def _serverapp(
-        self, project_id: str, spec: ServerAppSpec, aggregator: _Aggregator, deadline: datetime
-    ) -> dict[str, Any]:
+    def _serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator, deadline: datetime) -> dict[str, Any]:
         """What the engine is asked to make for a run's ServerApp. Makes the run folder."""
-        folder = self.run_folder(project_id, spec.run_id)
+        folder = self.run_folder(project_id, run_id)
         _make_for_container(folder)
         _empty_log(folder / SERVERAPP_LOG)
         return self._container(
             project_id,
             SERVERAPP,
-            spec.run_id,
-            labels={RUN: spec.run_id, DEADLINE: deadline.isoformat()},
+            run_id,
+            labels={RUN: run_id, DEADLINE: deadline.isoformat()},
             entrypoint=self._serverapp_command,
-            command=serverapp_arguments(spec, aggregator.endpoint.address, _RUN_HOME),
+            command=serverapp_arguments(_RUN_HOME),
             home=_RUN_HOME,
             mounts=[
                 Mount(_RUN_HOME, str(folder), type="bind"),

@@ -1,10 +1,11 @@
 """Aggregators as local processes: the embedded default. It isolates projects by process and folder, not by account.
 
     <state>/projects/<project id>/
-        superlink.db  superlink.log     the SuperLink's database (node ids live there) and log
+        node-ids.json  superlink.log    the SuperLink's memory of its nodes' ids, and its log
         processes.json                  what runs now: pids, start times and the port, to find it after a restart
         flower/                         FLWR_HOME of both processes
-        runs/<run id>/                  events.jsonl  model.safetensors  serverapp.log
+        runs/<run id>/                  plan.json  events.jsonl  model.safetensors  serverapp.log
+    <state>/template/template.log       of the process that they are forked from
 
 The processes outlive the service: a run goes on while the service restarts, and the next service finds it.
 """
@@ -18,7 +19,7 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ import psutil
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import SERVERAPP_LOG
+from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.processes import (
     LOST,
+    NODE_IDS,
     SERVERAPP_MODULE,
+    STARTS_AT_ONCE,
     SUPERLINK_LOG,
     SUPERLINK_MODULE,
     answers,
@@ -38,6 +42,7 @@ from hub_service.aggregators.processes import (
     serverapp_arguments,
     superlink_arguments,
 )
+from hub_service.aggregators.template import TEMPLATE_COMMAND, Order, Template
 from hub_service.domain.errors import Unavailable
 
 HOST = "127.0.0.1"
@@ -47,7 +52,9 @@ SERVERAPP_COMMAND = (sys.executable, "-m", SERVERAPP_MODULE)
 _PORT_ATTEMPTS = 3
 _PROBE_S = 0.05
 # What a process needs of the service's environment. Everything else, JUPYTERHUB_* above all, is a secret or noise.
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+# Averaging is bound by memory, and many aggregators share the machine. With more, a template could not be forked.
+_THREADS = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,11 @@ class _Process:
 
     @classmethod
     def of(cls, pid: int) -> _Process:
-        return cls(pid, psutil.Process(pid).create_time())
+        """The process that was just started."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:  # it has ended already
+            return cls(pid, 0.0)
 
     def alive(self) -> bool:
         try:
@@ -79,6 +90,7 @@ class _Process:
 class _Aggregator:
     endpoint: Endpoint
     superlink: _Process
+    answers: bool  # has done so once
     serverapps: dict[str, _Process] = field(default_factory=dict)  # by run id
 
 
@@ -87,6 +99,8 @@ class LocalAggregators(AggregatorBackend):
 
     Args:
         state_dir: the service's folder; see the module's text for what lies below it.
+        template_command: starts the process that the others are forked from. None: there is none.
+        superlink_command, serverapp_command: start the two where there is no template.
         start_timeout_s: how long a SuperLink may take to answer, in seconds.
         stop_timeout_s: how long a process may take to end before it is killed, in seconds.
     """
@@ -95,50 +109,52 @@ class LocalAggregators(AggregatorBackend):
         self,
         state_dir: Path,
         *,
+        template_command: Sequence[str] | None = TEMPLATE_COMMAND,
         superlink_command: Sequence[str] = SUPERLINK_COMMAND,
         serverapp_command: Sequence[str] = SERVERAPP_COMMAND,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 5.0,
     ) -> None:
         self._projects = state_dir.absolute() / "projects"
-        self._superlink_command = tuple(superlink_command)
-        self._serverapp_command = tuple(serverapp_command)
+        self._commands = {SUPERLINK_MODULE: tuple(superlink_command), SERVERAPP_MODULE: tuple(serverapp_command)}
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
+        self._template = _template(template_command, state_dir.absolute() / "template") if template_command else None
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._children: dict[int, asyncio.subprocess.Process] = {}
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        # By pid, what waits for the exit status; of processes that this service started.
+        self._exits: dict[int, Callable[[], Awaitable[int]]] = {}
         self._aggregators = self._find_running()
 
-    async def start(self, project_id: str) -> Endpoint:
-        async with self._locks[project_id]:
-            aggregator = self._aggregators.get(project_id)
-            if aggregator is not None and aggregator.superlink.alive():
-                return aggregator.endpoint
-            await self._end(project_id)
-            folder = self._folder(project_id)
-            folder.mkdir(parents=True, exist_ok=True)
+    def warm_up(self) -> None:
+        if self._template is not None:
+            self._template.warm_up()
+
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
+        async with self._locks[project_id], self._starts:
             for _ in range(_PORT_ATTEMPTS):
-                aggregator = await self._launch_superlink(folder)
-                if aggregator is not None:
-                    self._aggregators[project_id] = aggregator
-                    self._remember(project_id)
+                aggregator = self._aggregators.get(project_id)
+                if aggregator is None or not aggregator.superlink.alive():
+                    aggregator = await self._launch_superlink(project_id)
+                try:
+                    if run_id is not None:
+                        await self._launch_serverapp(project_id, run_id, aggregator)
+                    await self._until_it_answers(project_id, aggregator)
+                finally:
+                    if not aggregator.answers:
+                        await self._end(project_id)
+                if aggregator.answers:
                     return aggregator.endpoint
-            raise not_started(folder / SUPERLINK_LOG, "it ended at once")
+            raise not_started(self._folder(project_id) / SUPERLINK_LOG, "it ended at once")
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
         async with self._locks[project_id]:
             aggregator = self._aggregators.get(project_id)
             if aggregator is None:
                 raise Unavailable("The project's aggregator does not run.", "Start the run again.")
-            if spec.run_id in aggregator.serverapps:
-                return
             run_folder = self.run_folder(project_id, spec.run_id)
-            run_folder.mkdir(parents=True, exist_ok=True)
-            arguments = serverapp_arguments(spec, aggregator.endpoint.address, str(run_folder))
-            command = [*self._serverapp_command, *arguments]
-            child = await self._spawn(command, self._folder(project_id), run_folder / SERVERAPP_LOG)
-            aggregator.serverapps[spec.run_id] = _Process.of(child.pid)
-            self._remember(project_id)
+            await self._launch_serverapp(project_id, spec.run_id, aggregator)
+            Plan.of(spec, aggregator.endpoint.address).write(run_folder)
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
         aggregator = self._aggregators.get(project_id)
@@ -147,8 +163,8 @@ class LocalAggregators(AggregatorBackend):
             return LOST
         if process.alive():
             return None
-        child = self._children.get(process.pid)
-        return LOST if child is None else await child.wait()
+        exit_status = self._exits.get(process.pid)
+        return LOST if exit_status is None else await exit_status()
 
     async def stop(self, project_id: str) -> None:
         async with self._locks[project_id]:
@@ -159,46 +175,85 @@ class LocalAggregators(AggregatorBackend):
 
     def endpoint(self, project_id: str) -> Endpoint | None:
         aggregator = self._aggregators.get(project_id)
-        return aggregator.endpoint if aggregator else None
+        return aggregator.endpoint if aggregator and aggregator.answers else None
 
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder(project_id) / "runs" / run_id
 
+    def newest_run_folder(self, project_id: str) -> Path | None:
+        aggregator = self._aggregators.get(project_id)
+        newest = next(reversed(aggregator.serverapps), None) if aggregator else None
+        return self.run_folder(project_id, newest) if newest else None
+
     async def close(self) -> None:
-        """Nothing is held but the processes, which go on."""
+        if self._template is not None:
+            await self._template.close()
 
     def _folder(self, project_id: str) -> Path:
         return self._projects / project_id
 
-    async def _launch_superlink(self, folder: Path) -> _Aggregator | None:
-        """Start a SuperLink and wait for its API. None: it ended by itself, perhaps because its port was taken."""
+    async def _launch_superlink(self, project_id: str) -> _Aggregator:
+        await self._end(project_id)
+        folder = self._folder(project_id)
+        folder.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint(HOST, _free_port())
-        arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / "superlink.db"))
-        log = folder / SUPERLINK_LOG
+        arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / NODE_IDS))
+        log_file = folder / SUPERLINK_LOG
         try:
-            child = await self._spawn([*self._superlink_command, *arguments], folder, log)
+            process = await self._spawn(SUPERLINK_MODULE, arguments, folder, log_file)
         except OSError as error:
-            raise not_started(log, f"{error.strerror}: {self._superlink_command[0]}") from error
-        process = _Process.of(child.pid)
-        ended = asyncio.ensure_future(child.wait())
-        answered = asyncio.ensure_future(answers(endpoint))
-        done, pending = await asyncio.wait(
-            (ended, answered), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in pending:
-            task.cancel()
-        if ended in done:
-            process.signal_group(signal.SIGKILL)
-            return None
-        if answered not in done:
-            await self._end_processes([process])
-            raise not_started(log, f"it did not answer within {self._start_timeout_s:g} s")
-        return _Aggregator(endpoint, process)
+            raise not_started(log_file, f"{error.strerror}: {self._commands[SUPERLINK_MODULE][0]}") from error
+        aggregator = _Aggregator(endpoint, process, answers=False)
+        self._aggregators[project_id] = aggregator
+        self._remember(project_id)
+        return aggregator
 
-    async def _spawn(self, command: Sequence[str], folder: Path, log: Path) -> asyncio.subprocess.Process:
-        with log.open("ab") as output:
+    async def _launch_serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator) -> None:
+        """Start the run's ServerApp where it was not started yet. It waits for its plan."""
+        if run_id in aggregator.serverapps:
+            return
+        run_folder = self.run_folder(project_id, run_id)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        arguments = serverapp_arguments(str(run_folder))
+        aggregator.serverapps[run_id] = await self._spawn(
+            SERVERAPP_MODULE, arguments, self._folder(project_id), run_folder / SERVERAPP_LOG
+        )
+        self._remember(project_id)
+
+    async def _until_it_answers(self, project_id: str, aggregator: _Aggregator) -> None:
+        """Wait for the SuperLink's API. Returns too where it has ended by itself, perhaps because its port was taken.
+
+        Raises Unavailable where it does neither in time.
+        """
+        if aggregator.answers:
+            return
+        ended = asyncio.ensure_future(self._ended(aggregator.superlink))
+        answered = asyncio.ensure_future(answers(aggregator.endpoint))
+        try:
+            done, _ = await asyncio.wait(
+                (ended, answered), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ended.cancel()
+            answered.cancel()
+        if answered in done and ended not in done:
+            aggregator.answers = True
+            self._remember(project_id)
+        if not done:
+            reason = f"it did not answer within {self._start_timeout_s:g} s"
+            raise not_started(self._folder(project_id) / SUPERLINK_LOG, reason)
+
+    async def _spawn(self, module: str, arguments: Sequence[str], folder: Path, log_file: Path) -> _Process:
+        """Start a process, by the template where there is one. Raises OSError."""
+        if self._template is not None:
+            order = Order(module, arguments, str(folder), _environment(folder), str(log_file))
+            if (forked := await self._template.fork(order)) is not None:
+                self._exits[forked.pid] = forked.wait
+                return _Process.of(forked.pid)
+        with log_file.open("ab") as output:
             child = await asyncio.create_subprocess_exec(
-                *command,
+                *self._commands[module],
+                *arguments,
                 cwd=folder,
                 env=_environment(folder),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -206,8 +261,8 @@ class LocalAggregators(AggregatorBackend):
                 stderr=output,
                 start_new_session=True,
             )
-        self._children[child.pid] = child
-        return child
+        self._exits[child.pid] = child.wait
+        return _Process.of(child.pid)
 
     async def _end(self, project_id: str) -> None:
         """End what runs of the project. The endpoint goes first, so that no new request is sent there."""
@@ -230,13 +285,13 @@ class LocalAggregators(AggregatorBackend):
                 await self._ended(process)
             # Its leader is gone; whatever it started is still in the group.
             process.signal_group(signal.SIGKILL)
-            self._children.pop(process.pid, None)
+            self._exits.pop(process.pid, None)
 
     async def _ended(self, process: _Process) -> None:
-        child = self._children.get(process.pid)
-        if child is not None:
-            await child.wait()
-        while process.alive():  # noqa: ASYNC110 - started by an earlier service: nobody tells us of its end
+        exit_status = self._exits.get(process.pid)
+        if exit_status is not None:
+            await exit_status()
+        while process.alive():  # noqa: ASYNC110 - started by an earlier service or template: nobody tells us of its end
             await asyncio.sleep(_PROBE_S)
 
     def _record(self, project_id: str) -> Path:
@@ -246,6 +301,7 @@ class LocalAggregators(AggregatorBackend):
         aggregator = self._aggregators[project_id]
         record = {
             "port": aggregator.endpoint.port,
+            "answers": aggregator.answers,
             "superlink": [aggregator.superlink.pid, aggregator.superlink.started],
             "serverapps": {run: [process.pid, process.started] for run, process in aggregator.serverapps.items()},
         }
@@ -273,13 +329,18 @@ def _recorded(record: dict[str, Any]) -> _Aggregator:
     return _Aggregator(
         Endpoint(HOST, record["port"]),
         _Process(*record["superlink"]),
+        record["answers"],
         {run: _Process(*process) for run, process in record["serverapps"].items()},
     )
 
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | environment(str(folder))
+    return kept | environment(str(folder)) | {"OMP_NUM_THREADS": _THREADS}
+
+
+def _template(command: Sequence[str], folder: Path) -> Template:
+    return Template(command, environment=_environment(folder), folder=folder)
 
 
 def _free_port() -> int:

@@ -1,6 +1,6 @@
 """What the grid sees, as a run's events; and which replies are left out of the aggregation. Knows nothing of Flower.
 
-`serverapp.ObservingGrid` turns Flower's messages into `Letter`s and asks; the strategy never sees a reply that was
+`observing_grid` turns Flower's messages into `MessageSeen`s and asks; the strategy never sees a reply that was
 found wanting as anything but an error, so that it goes on with the rest.
 """
 
@@ -42,7 +42,7 @@ Arrays = Mapping[str, Mapping[str, ArraySeen]]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class MessageSeen:
     """A message to a node, or a node's reply, as far as the observer cares.
 
     Attributes:
@@ -62,7 +62,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    letter: Letter
+    letter: MessageSeen
     at: float
 
 
@@ -96,7 +96,7 @@ class Observer:
     def waiting(self, missing: Sequence[int]) -> None:
         self._event(EventKind.WAITING, text=",".join(map(str, missing)))
 
-    def sent(self, message_id: str, letter: Letter) -> None:
+    def sent(self, message_id: str, letter: MessageSeen) -> None:
         self._sent[message_id] = _Sent(letter, self._clock())
         self._event(
             EventKind.SENT,
@@ -106,7 +106,7 @@ class Observer:
             size=letter.size,
         )
 
-    def replied(self, message_id: str, reply: Letter) -> str:
+    def replied(self, message_id: str, reply: MessageSeen) -> str:
         """Note a reply. The answer is why it must be left out, or "" for a good one (or an error, which says so)."""
         sent = self._sent.get(message_id)
         if sent is None:
@@ -139,7 +139,7 @@ class Observer:
     def failed(self, text: str) -> None:
         self._event(EventKind.FAILED, text=text)
 
-    def _reply_event(self, sent: _Sent, reply: Letter, text: str) -> None:
+    def _reply_event(self, sent: _Sent, reply: MessageSeen, text: str) -> None:
         self._event(
             EventKind.REPLY,
             round=sent.letter.round,
@@ -164,7 +164,7 @@ def _split(metrics: Mapping[str, float]) -> dict[str, object]:
     }
 
 
-def fault_of(reply: Letter, sent: Letter) -> str:
+def fault_of(reply: MessageSeen, sent: MessageSeen) -> str:
     """Why a reply would spoil the aggregate, or "". The text names the array.
 
     Shapes are compared for floating arrays only: an app may grow others from round to round (boosted trees do).

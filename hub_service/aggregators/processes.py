@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import httpx
 
-from hub_service.aggregators.base import Endpoint, ServerAppSpec
+from hub_service.aggregators.base import Endpoint
 from hub_service.domain.errors import Unavailable
 
 SUPERLINK_MODULE = "hub_service.aggregators.superlink_process"
 SERVERAPP_MODULE = "hub_service.aggregators.serverapp"
 SUPERLINK_LOG = "superlink.log"
+NODE_IDS = "node-ids.json"
+
+# A start costs seconds of a processor's time: of too many at once, each would take long enough to be given up.
+STARTS_AT_ONCE = 4 * (os.cpu_count() or 1)
 
 LOST = -1
 """Exit status of a process whose end nobody saw."""
 
-_PROBE_S = 0.05
+_PROBE_S = 0.02
 _PROBE_TIMEOUT = httpx.Timeout(5.0)
 _LOG_LINES = 5
 
 
-def superlink_arguments(host: str, port: int, database: str) -> list[str]:
-    """For `superlink_process`: Flower's own arguments."""
+def superlink_arguments(host: str, port: int, node_ids: str) -> list[str]:
+    """For `superlink_process`: the file of its nodes' ids, and the file of node ids, and Flower's own arguments."""
     return [
+        "--node-ids",
+        node_ids,
         "--insecure",
         "--host",
         host,
@@ -32,27 +39,13 @@ def superlink_arguments(host: str, port: int, database: str) -> list[str]:
         str(port),
         "--isolation",
         "process",
-        "--database",
-        database,
         "--disable-runtime-dependency-installation",
     ]
 
 
-def serverapp_arguments(spec: ServerAppSpec, address: str, run_folder: str) -> list[str]:
-    """For `serverapp`: the SuperLink's address and the run folder as that process sees them."""
-    arguments = [
-        "--runtime-api-address",
-        address,
-        "--run-folder",
-        run_folder,
-        "--flower-run-id",
-        str(spec.flower_run_id),
-        "--nodes",
-        ",".join(map(str, spec.node_ids)),
-        "--wait",
-        str(spec.wait_s),
-    ]
-    return [*arguments, "--compare"] if spec.compare else arguments
+def serverapp_arguments(run_folder: str) -> list[str]:
+    """For `serverapp`: the run folder as that process sees it. What it is to do comes to stand there."""
+    return ["--run-folder", run_folder]
 
 
 def environment(home: str) -> dict[str, str]:
@@ -67,17 +60,15 @@ def environment(home: str) -> dict[str, str]:
 
 
 async def answers(endpoint: Endpoint) -> None:
-    """Return once the SuperLink answers at the endpoint."""
-    while True:
-        if await _answers_now(endpoint):
-            return
-        await asyncio.sleep(_PROBE_S)
+    """Return once the SuperLink answers at the endpoint. Its socket's folder is there."""
+    async with endpoint.client(timeout=_PROBE_TIMEOUT) as client:
+        while not await _answers_now(client):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(_PROBE_S)
 
 
-async def _answers_now(endpoint: Endpoint) -> bool:
+async def _answers_now(client: httpx.AsyncClient) -> bool:
     try:
-        async with endpoint.client(timeout=_PROBE_TIMEOUT) as client:
-            return (await client.get("/health")).is_success
+        return (await client.get("/health")).is_success
     except httpx.TransportError:
         return False
 

@@ -1,20 +1,30 @@
-"""A project's SuperLink: Flower's own, with four more paths that carry a message whole.
+"""A project's SuperLink: Flower's own, with more paths for messages whose arrays travel beside them.
 
-    python -m hub_service.aggregators.superlink_process [--unix-socket PATH] <the arguments of flower-superlink>
+    python -m hub_service.aggregators.superlink_process --node-ids FILE [--unix-socket PATH] <of flower-superlink>
 
 Through Flower's paths a message costs a dozen small requests: its envelope, its run, each of its objects, its receipt.
-Below `/v1/bulk/` one request carries all of that, in the frames of `federator.framing`, and one database transaction
-stores it. What a path does is done by Flower's own handlers and state, after Flower's own checks of who asks and
-whether the run still runs:
+Below `/v1/bulk/` one request does, in the frames of `federator.framing`, and model data do not pass here at all: they
+lie in files of the run (`mail.py`), and a letter names them (`federator.parcel`). What a path does is done by Flower's
+own handlers and state, after Flower's own checks of who asks and whether the run still runs:
 
-    pull        a node takes its next message     [PullMessagesRequest, envelope to hand out again or nothing]
-                                                  -> [PullMessagesResponse, GetRunResponse] objects; 204: nothing yet
-    push        a node answers it                 [PushMessagesRequest] objects -> [PushMessagesResponse]
-    grid-push   the ServerApp sends messages      [PushAppMessagesRequest] objects -> [PushAppMessagesResponse]
-    grid-pull   the ServerApp takes the replies   [PullAppMessagesRequest]
-                                                  -> [PullAppMessagesResponse] objects; 204: nothing yet
+    online      a node that takes letters is here   [SendNodeHeartbeatRequest] -> [SendNodeHeartbeatResponse]
+    pull        it takes its next message           [PullMessagesRequest]
+                                                    -> [PullMessagesResponse, GetRunResponse, letter]; 204: nothing yet
+    push        it answers it                       [PushMessagesRequest, file of its answer or nothing]
+                                                    -> ["kept" or nothing]; nothing: the file is not wanted
+    grid-nodes  the ServerApp asks who is here      [GetNodesRequest] -> [GetNodesResponse, ids of those with letters]
+    grid-push   it sends messages                   [PushAppMessagesRequest, letters] objects of those without a letter
+                                                    -> [PushAppMessagesResponse]
+    grid-pull   it takes the replies                [PullAppMessagesRequest]
+                                                    -> [PullAppMessagesResponse, files by message] objects of the others
+                                                    204: nothing yet
 
-`Prefer: wait=N` holds a pull for up to N seconds; a push wakes it. All other paths are Flower's; stock nodes use them.
+`Prefer: wait=N` holds a pull for up to N seconds; a push wakes it. A node gets its message again until it has answered
+it: what was on its way when a connection, the gateway or the Hub's proxy broke down is not lost. All other paths are
+Flower's; stock nodes use them, and messages from and to them are objects as ever.
+
+The state is in memory: a round writes no database. Only which key has which node id is kept, in the file of
+`--node-ids`.
 
 With `--unix-socket` the same server listens on a Unix socket too, for its own account only. Then TCP is the
 ServerApp's: Flower's Control API asks nobody who they are, so nothing but the ServerApp's paths is answered there.
@@ -24,55 +34,73 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from logging import WARNING
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from federator.framing import pack, unpack
+from federator.framing import pack, split, unpack
+from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.proto.task_pb2 import Task
-from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore import log
-from flwr.supercore.constant import TASK_TOKEN_HEADER
+from flwr.server.superlink.linkstate import InMemoryLinkState, linkstate_factory
+from flwr.supercore import http_logging, log
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.dependencies.version import VersionDependency
 from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, iterate_object_tree
 from flwr.superlink import main as superlink_main
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from google.protobuf.message import DecodeError, Message
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hub_service.aggregators.link_state import LinkState
+
 PREFIX = "/v1/bulk/"
 MEDIA_TYPE = "application/octet-stream"
-BODY_LIMIT = 4 * 1024**3  # bytes; the gateway's own limit for nodes is lower
-LONGEST_WAIT_S = 5.0
+BODY_LIMIT = 4 * 1024**3  # bytes; only messages to and from stock nodes come near
+LONGEST_WAIT_S = 30.0
+KEPT = b"kept"
 
-# A wait looks again after this time, in seconds, for what came by Flower's own paths, which wake nobody.
-_LOOK_AGAIN_S = 0.5
-_OBJECT_PAUSE_S = 0.005
+# A wait looks again after this time, in seconds: of a node that has gone nobody tells us.
+_LOOK_AGAIN_S = 1.0
+_HANDED_AT_MOST = 20  # a message that cannot be answered would come back for ever
 _SERVERAPP_PATHS = ("/v1/runtime/", f"{PREFIX}grid-")
+_ROUTINE = ("online", "pull", "push", "grid-nodes", "grid-push", "grid-pull")  # not worth a line in the log
+_STOCK_PUSHES = "/v1/fleet/push-"
 
 _Request = TypeVar("_Request", bound=Message)
 _Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class _Handed:
+    """A message that a node was given."""
+
+    envelope: PullMessagesResponse
+    times: int = 0
 
 
 class _Bell:
@@ -90,22 +118,28 @@ class BulkPaths:
     """Flower's app with the bulk paths in front of it. An ASGI app.
 
     Args:
-        app: from Flower's `create_app`.
+        app: from Flower's `create_app`, with our `LinkState`.
         body_limit: bytes of one request's body.
     """
 
     def __init__(self, app: FastAPI, body_limit: int = BODY_LIMIT) -> None:
         self._app = app
         self._body_limit = body_limit
-        self._for_nodes = _Bell()
+        self._for_nodes: defaultdict[int, _Bell] = defaultdict(_Bell)
         self._for_serverapp = _Bell()
-        self._turn = asyncio.Lock()
+        self._closing = False
+        self._letter_nodes: set[int] = set()
+        self._letters: dict[str, bytes] = {}  # by message, until it is answered
+        self._handed: dict[int, _Handed] = {}  # by node, until it has answered
+        self._files: dict[str, str] = {}  # by reply, until the ServerApp has it
         self._version = VersionDependency(
             component_name="SuperLink", connection_name="Caller <-> SuperLink Runtime API"
         )
         self._operations: dict[str, Callable[[Request, bytes], Awaitable[bytes]]] = {
+            "online": self._online,
             "pull": self._pull,
             "push": self._push,
+            "grid-nodes": self._grid_nodes,
             "grid-push": self._grid_push,
             "grid-pull": self._grid_pull,
         }
@@ -116,6 +150,14 @@ class BulkPaths:
             request = Request({**scope, "app": self._app}, receive)
             app = await http_error_translator(request, self._answer)
         await app(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].startswith(_STOCK_PUSHES):
+            self._for_serverapp.ring()
+
+    def close(self) -> None:
+        """Answer all who wait: the server ends, and would wait for them."""
+        self._closing = True
+        for bell in [*self._for_nodes.values(), self._for_serverapp]:
+            bell.ring()
 
     async def _answer(self, request: Request) -> Response:
         operation = self._operations.get(request.url.path.removeprefix(PREFIX))
@@ -138,108 +180,128 @@ class BulkPaths:
 
     # --- for nodes
 
-    async def _pull(self, request: Request, body: bytes) -> bytes:
-        (asked, again), _ = unpack(body, messages=2)
-        message = _parsed(PullMessagesRequest, asked)
-        await self._authenticate_node(request, message)
-        if again:
-            envelope: PullMessagesResponse | None = _parsed(PullMessagesResponse, again)
-        else:
-            envelope = await self._until(self._for_nodes, _wait_s(request), lambda: self._next_envelope(message))
-        if envelope is None:
-            return b""
-        if [proto.metadata.dst_node_id for proto in envelope.messages_list] != [message.node.node_id]:
-            raise ValueError("a node takes one message, and one that is for itself")
-        while True:
-            whole = await self._in_turn(lambda: self._whole(message.node, envelope))
-            if whole is not None:
-                return whole
-            await asyncio.sleep(_OBJECT_PAUSE_S)  # a ServerApp that pushes objects one by one is not ready
+    async def _online(self, request: Request, body: bytes) -> bytes:
+        message = _parsed(SendNodeHeartbeatRequest, body)
+        self._authenticate_node(request, message)
+        answer = fleet_handlers.send_node_heartbeat(message, self._state())
+        self._letter_nodes.add(message.node.node_id)
+        return bytes(answer.SerializeToString())
 
-    async def _authenticate_node(self, request: Request, message: Message) -> None:
+    async def _pull(self, request: Request, body: bytes) -> bytes:
+        (asked,) = _parts(body, 1)
+        message = _parsed(PullMessagesRequest, asked)
+        self._authenticate_node(request, message)
+        bell = self._for_nodes[message.node.node_id]
+        return await self._until(bell, _wait_s(request), lambda: self._next_letter(message)) or b""
+
+    def _authenticate_node(self, request: Request, message: Message) -> None:
         """As Flower's NodeAuthMiddleware: the signature is good, and the node that is named has this key."""
         request.state.protobuf_request = message
-        await run_in_threadpool(authenticate_node, request)
+        authenticate_node(request)
 
-    def _next_envelope(self, asked: PullMessagesRequest) -> PullMessagesResponse | None:
-        state = self._state()
-        answer = fleet_handlers.pull_messages(asked, state, state.object_store)
-        return answer if answer.messages_list else None
+    def _next_letter(self, asked: PullMessagesRequest) -> bytes | None:
+        """The message that the node has not answered yet, or else its next."""
+        node_id = asked.node.node_id
+        handed = self._handed.get(node_id)
+        if handed is None:
+            state = self._state()
+            envelope = fleet_handlers.pull_messages(asked, state, state.object_store)
+            if not envelope.messages_list:
+                return None
+            handed = self._handed[node_id] = _Handed(envelope)
+        whole = self._with_letter(asked, handed.envelope)
+        handed.times += 1
+        if whole is None or handed.times >= _HANDED_AT_MOST:
+            del self._handed[node_id]
+        return whole
 
-    def _whole(self, node: Node, envelope: PullMessagesResponse) -> bytes | None:
-        """The message with its run and objects. None: not all objects are here yet. Empty: nobody needs it any more."""
-        state = self._state()
-        run_id = envelope.messages_list[0].metadata.run_id
-        objects = {}
+    def _with_letter(self, asked: PullMessagesRequest, envelope: PullMessagesResponse) -> bytes | None:
+        """The message with its run and letter. None: nobody needs it any more."""
+        metadata = envelope.messages_list[0].metadata
+        letter = self._letters.get(metadata.message_id)
+        if letter is None:
+            log(WARNING, "Message %s has no letter any more", metadata.message_id)
+            return None
         try:
-            run = fleet_handlers.get_run(GetRunRequest(node=node, run_id=run_id), state)
-            with state.session():
-                for object_id in _object_ids(envelope.message_object_trees[0]):
-                    content = state.get_object(run_id, object_id)
-                    if content is None:
-                        log(WARNING, "Message %s has lost an object", envelope.messages_list[0].metadata.message_id)
-                        return b""
-                    if not content:
-                        return None
-                    objects[object_id] = content
-                state.store_traffic(run_id, bytes_sent=sum(map(len, objects.values())), bytes_recv=0)
+            run = fleet_handlers.get_run(GetRunRequest(node=asked.node, run_id=metadata.run_id), self._state())
         except FlowerError as error:
             if error.code != ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
                 raise
-            return b""
-        return pack([envelope.SerializeToString(), run.SerializeToString()], objects)
+            return None
+        return pack([envelope.SerializeToString(), run.SerializeToString(), letter], {})
 
     async def _push(self, request: Request, body: bytes) -> bytes:
-        (asked,), objects = unpack(body, messages=1)
+        asked, file = _parts(body, 2)
         message = _parsed(PushMessagesRequest, asked)
-        await self._authenticate_node(request, message)
-        if len(message.messages_list) != 1 or len(message.message_object_trees) != 1:
+        self._authenticate_node(request, message)
+        if len(message.messages_list) != 1:
             raise ValueError("a node answers with one message at a time")
-        if message.messages_list[0].metadata.src_node_id != message.node.node_id:
+        (reply,) = message.messages_list
+        if reply.metadata.src_node_id != message.node.node_id:
             raise ValueError("a node answers in its own name only")
-        answer = await self._in_turn(lambda: self._keep_reply(message, objects))
-        self._for_serverapp.ring()
-        return answer
-
-    def _keep_reply(self, request: PushMessagesRequest, objects: dict[str, bytes]) -> bytes:
-        """Store a reply whole or not at all, and let go of the message that it answers."""
+        content = _bare_objects(reply, message.message_object_trees)
         state = self._state()
-        metadata = request.messages_list[0].metadata
-        with state.session():
-            answer = fleet_handlers.push_messages(request, state)
-            stored = _store_objects(state, metadata.run_id, answer.session_id, answer.objects_to_push, objects)
-            if stored:
-                state.store_traffic(metadata.run_id, bytes_sent=0, bytes_recv=stored)
-            state.object_store.delete(metadata.reply_to_message_id)
-        return pack([answer.SerializeToString()], {})
+        answer = fleet_handlers.push_messages(message, state)
+        _store_objects(state, reply.metadata.run_id, answer.session_id, answer.objects_to_push, content)
+        return pack([KEPT if self._keep_file(reply, file.decode("ascii")) else b""], {})
+
+    def _keep_file(self, reply: MessageProto, file: str) -> bool:
+        """Whether the ServerApp will want the file: not for an answer that came twice, or too late."""
+        metadata = reply.metadata
+        self._forget_handed(metadata.src_node_id, metadata.reply_to_message_id)
+        if metadata.message_id in self._files or not self._state().has_reply(
+            metadata.reply_to_message_id, metadata.message_id
+        ):
+            return False
+        self._files[metadata.message_id] = file
+        self._letters.pop(metadata.reply_to_message_id, None)
+        self._for_serverapp.ring()
+        return True
+
+    def _forget_handed(self, node_id: int, message_id: str) -> None:
+        handed = self._handed.get(node_id)
+        if handed is not None and handed.envelope.messages_list[0].metadata.message_id == message_id:
+            del self._handed[node_id]
 
     # --- for the ServerApp
 
+    async def _grid_nodes(self, request: Request, body: bytes) -> bytes:
+        task = self._task(request)
+        answer = runtime_handlers.get_nodes(_parsed(GetNodesRequest, body), self._state(), task)
+        letter_nodes = [node.node_id for node in answer.nodes if node.node_id in self._letter_nodes]
+        return pack([answer.SerializeToString(), json.dumps(letter_nodes).encode()], {})
+
     async def _grid_push(self, request: Request, body: bytes) -> bytes:
-        task = await run_in_threadpool(self._task, request)
-        (asked,), objects = unpack(body, messages=1)
+        task = self._task(request)
+        (asked, letters), objects = unpack(body, messages=2)
         message = _parsed(PushAppMessagesRequest, asked)
-        answer = await self._in_turn(lambda: self._keep_messages(message, objects, task))
-        self._for_nodes.ring()
-        return answer
+        return self._keep_messages(message, split(letters), objects, task)
 
     def _task(self, request: Request) -> Task:
         """Who asks, as Flower's TaskDependency finds it, after the same check of versions."""
         self._version(request)
         return authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), self._state())
 
-    def _keep_messages(self, request: PushAppMessagesRequest, objects: dict[str, bytes], task: Task) -> bytes:
-        """Store all messages whole or none."""
+    def _keep_messages(
+        self, request: PushAppMessagesRequest, letters: list[bytes], objects: Mapping[str, bytes], task: Task
+    ) -> bytes:
         state = self._state()
-        with state.session():
-            answer = runtime_handlers.push_messages(request, state, task)
-            _store_objects(state, task.run_id, answer.session_id, answer.objects_to_push, objects)
+        protos = request.messages_list
+        bare: dict[str, bytes] = {}
+        for proto, tree, letter in zip(protos, request.message_object_trees, letters, strict=True):
+            if letter:
+                bare |= _bare_objects(proto, [tree])
+        answer = runtime_handlers.push_messages(request, state, task)
+        _store_objects(state, task.run_id, answer.session_id, answer.objects_to_push, {**objects, **bare})
+        for proto, letter in zip(protos, letters, strict=True):
+            if letter:
+                self._letters[proto.metadata.message_id] = letter
+            self._for_nodes[proto.metadata.dst_node_id].ring()
         return pack([answer.SerializeToString()], {})
 
     async def _grid_pull(self, request: Request, body: bytes) -> bytes:
-        await run_in_threadpool(self._task, request)
-        (asked,), _ = unpack(body, messages=1)
-        message = _parsed(PullAppMessagesRequest, asked)
+        self._task(request)
+        message = _parsed(PullAppMessagesRequest, body)
 
         def look() -> bytes | None:
             # Asked each time: a run that is stopped meanwhile has lost its messages, and its task the token.
@@ -248,42 +310,47 @@ class BulkPaths:
         return await self._until(self._for_serverapp, _wait_s(request), look) or b""
 
     def _replies(self, request: PullAppMessagesRequest, task: Task) -> bytes | None:
-        """Replies with their objects. Of one that is not all here there are none: the ServerApp pulls them itself."""
+        """Replies with their files or objects. Where the objects are not all here, the ServerApp pulls them itself."""
         state = self._state()
+        answer = runtime_handlers.pull_messages(request, state, task)
+        if not answer.messages_list:
+            return None
         objects: dict[str, bytes] = {}
-        with state.session():
-            answer = runtime_handlers.pull_messages(request, state, task)
-            if not answer.messages_list:
-                return None
-            for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-                found = {object_id: state.get_object(task.run_id, object_id) for object_id in _object_ids(tree)}
-                whole = {object_id: content for object_id, content in found.items() if content}
-                if len(whole) == len(found):
-                    objects |= whole
-                    state.object_store.delete(proto.metadata.message_id)
-        return pack([answer.SerializeToString()], objects)
+        files: dict[str, str] = {}
+        for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            message_id = proto.metadata.message_id
+            if message_id in self._files:
+                files[message_id] = self._files.pop(message_id)
+            elif whole := self._objects(task.run_id, tree):
+                objects |= whole
+            else:
+                continue
+            state.object_store.delete(message_id)
+            state.object_store.delete(proto.metadata.reply_to_message_id)
+        return pack([answer.SerializeToString(), json.dumps(files).encode()], objects)
+
+    def _objects(self, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
+        """All objects of the tree; none while some are still to come."""
+        state = self._state()
+        found = {item.object_id: state.get_object(run_id, item.object_id) for item in iterate_object_tree(tree)}
+        whole = {object_id: content for object_id, content in found.items() if content}
+        return whole if len(whole) == len(found) else {}
 
     async def _until(self, bell: _Bell, wait_s: float, look: Callable[[], _Result | None]) -> _Result | None:
         """What `look` finds, now or at a ring of the bell; None when the wait is over."""
         deadline = time.monotonic() + wait_s
         while True:
             next_ring = bell.next_ring  # taken before the look: what comes in between is not missed
-            found = await self._in_turn(look)
+            found = look()
             remaining = deadline - time.monotonic()
-            if found is not None or remaining <= 0:
+            if found is not None or remaining <= 0 or self._closing:
                 return found
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(remaining, _LOOK_AGAIN_S)):
                     await next_ring.wait()
 
-    async def _in_turn(self, work: Callable[[], _Result]) -> _Result:
-        """Run `work` in a thread, one at a time: SQLite lets those who write at once wait in sleeps of up to 0.1 s."""
-        async with self._turn:
-            return await run_in_threadpool(work)
-
-    def _state(self) -> SqlLinkState:
-        """Flower's state. The aggregator's is always in a database file, whose sessions nest into one transaction."""
-        return cast(SqlLinkState, self._app.state.linkstate_factory.state())
+    def _state(self) -> LinkState:
+        return cast(LinkState, self._app.state.linkstate_factory.state())
 
 
 def _wait_s(request: Request) -> float:
@@ -291,23 +358,31 @@ def _wait_s(request: Request) -> float:
     return min(float(value), LONGEST_WAIT_S) if name == "wait" else 0.0
 
 
-def _object_ids(tree: ObjectTree) -> list[str]:
-    return list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
+def _parts(body: bytes, number: int) -> list[bytes]:
+    parts = split(body)
+    if len(parts) != number:
+        raise ValueError(f"the body has {len(parts)} parts, not {number}")
+    return parts
+
+
+def _bare_objects(proto: MessageProto, trees: Iterable[ObjectTree]) -> dict[str, bytes]:
+    """The objects of a message whose content travels beside it. Raises ValueError where the tree has others."""
+    objects = get_all_nested_objects(message_from_proto(proto))
+    if objects.keys() != {item.object_id for tree in trees for item in iterate_object_tree(tree)}:
+        raise ValueError("the message's objects are not those of a message without content")
+    return {object_id: item.deflate() for object_id, item in objects.items()}
 
 
 def _store_objects(
-    state: SqlLinkState, run_id: int, session_id: str, wanted: Iterable[str], objects: Mapping[str, bytes]
-) -> int:
-    """Store the wanted ones; return their bytes. Raises ValueError where one is not there or is not taken."""
-    stored = 0
+    state: LinkState, run_id: int, session_id: str, wanted: Iterable[str], objects: Mapping[str, bytes]
+) -> None:
+    """Store the wanted ones. Raises ValueError where one is not there or is not taken."""
     for object_id in wanted:
         content = objects.get(object_id)
         if content is None:
             raise ValueError(f"object {object_id} is not in the request")
         if not state.store_object(run_id, session_id, object_id, content):
             raise ValueError(f"object {object_id} was not stored")
-        stored += len(content)
-    return stored
 
 
 def _parsed(kind: type[_Request], body: bytes) -> _Request:
@@ -354,18 +429,34 @@ def _unix_socket(path: Path) -> socket.socket:
     return listener
 
 
+def _close_when_asked_to_end(paths: BulkPaths) -> None:
+    """Let uvicorn, which waits for all answers before it ends, hear of none that is held."""
+    handle_exit = uvicorn.Server.handle_exit
+
+    def close_and_handle_exit(server: uvicorn.Server, number: int, frame: FrameType | None) -> None:
+        paths.close()
+        handle_exit(server, number, frame)
+
+    uvicorn.Server.handle_exit = close_and_handle_exit  # type: ignore[method-assign, assignment]
+
+
 def main() -> None:
-    """Run `flower-superlink` with the bulk paths. Flower takes its app from `create_app` at the time it starts."""
+    """Run `flower-superlink` with the bulk paths. Flower takes its app and its state's class when it starts."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--node-ids", type=Path, required=True)
     options.add_argument("--unix-socket", type=Path)
-    ours, sys.argv[1:] = options.parse_known_args()
+    ours, theirs = options.parse_known_args()
+    sys.argv[1:] = [*theirs, "--database", FLWR_IN_MEMORY_DB_NAME]
     create_app = superlink_main.create_app
 
     def create_app_with_bulk_paths(*arguments: Any) -> ASGIApp:
-        app = BulkPaths(create_app(*arguments))
-        return ServerAppEntrance(app) if ours.unix_socket else app
+        paths = BulkPaths(create_app(*arguments))
+        _close_when_asked_to_end(paths)
+        return ServerAppEntrance(paths) if ours.unix_socket else paths
 
+    http_logging.ROUTINE_ACCESS_PATHS |= {PREFIX + operation for operation in _ROUTINE}
     superlink_main.create_app = create_app_with_bulk_paths  # type: ignore[assignment]
+    setattr(linkstate_factory, InMemoryLinkState.__name__, LinkState.with_node_ids_in(ours.node_ids))
     if ours.unix_socket:
         _listen_also_at(ours.unix_socket)
     flower_superlink()

@@ -7,27 +7,35 @@ What the gateway adds to Flower's Fleet API:
     pull-messages                       long poll; an empty answer means "nothing yet". A message is handed out again
                                         until it is confirmed or answered, so that a lost connection loses no message
     send-node-heartbeat                 answered here while no aggregator runs
-    bulk-pull, bulk-push                ours: pull-messages and push-messages with all objects in one body, framed by
-                                        `federator.framing`; see `aggregators.superlink_process`
+    bulk-pull                           ours: [PullMessagesRequest, names of the blobs that the node has]
+                                        -> [PullMessagesResponse, GetRunResponse, letter] and the blobs it lacks
+    bulk-push                           ours: [PushMessagesRequest], and the letter and blobs of an answer with content
     all others                          forwarded as they are
 
+Bodies of ours are in the frames of `federator.framing`, letters and blobs as in `federator.parcel`. Model data go from
+the run's files to the node and from the node to the run's files (`aggregators.mail`); the aggregator sees the rest.
+
 Refusals are statuses that Flower's nodes know: 401 the key opens nothing, 403 the run does not run, 503 try again.
-409 is ours: the aggregator has this key under another node id; activate again.
+Ours are 409, the aggregator has this key under another node id: activate again; and 507, the service's disk is full.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import httpx
-from federator.contract import FLEET_WAITING_HEADER
-from federator.framing import first, pack
+from federator.contract import FLEET_LETTERS_HEADER, FLEET_WAITING_HEADER
+from federator.framing import BadFrame, pack, split
+from federator.parcel import Letter
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -42,12 +50,16 @@ from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError, Message
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint
+from hub_service.aggregators.mail import NoSuchMail, open_mail
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Unavailable
 from hub_service.domain.projects import NodeGrant
 from hub_service.gateway.signature import SIGNATURE_HEADERS, NotSigned, signing_key
 
-LONGEST_POLL_S = 20.0
+log = logging.getLogger(__name__)
+
+POLL_S = 20.0  # how long a poll is held that does not say how long it waits
+LONGEST_POLL_S = 50.0
 BODY_LIMIT = 2 * 1024**3  # bytes
 
 MEDIA_TYPE = "application/protobuf"
@@ -57,10 +69,10 @@ _GRANT_AGE_S = 0.5  # how long a waiting poll goes on without asking whether its
 _ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should its own heartbeats fail
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _HANDED_AT_MOST = 3
-_BULK_WAIT_S = 0.4  # how long the aggregator holds one look for a message; it answers at once when one comes
+_LOOK_S = 10.0  # how long the aggregator holds one look for a message; it answers at once when one comes
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)  # a poll holds a connection
-_BULK_PATHS = {"bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
+_BULK_PATHS = {"bulk-online": "/v1/bulk/online", "bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -90,6 +102,11 @@ class NoRun(Refusal):
         super().__init__(403, "The run does not run any more.")
 
 
+class DiskFull(Refusal):
+    def __init__(self) -> None:
+        super().__init__(507, "The service's disk is full: it could not take this site's answer.")
+
+
 class AnotherNode(Refusal):
     def __init__(self) -> None:
         super().__init__(409, "The aggregator has this key under another node id; activate again.")
@@ -114,11 +131,16 @@ class _Handed:
 
 @dataclass(slots=True)
 class _Session:
-    """What is remembered of a node between its requests. Lost with the service, found again at the next request."""
+    """What is remembered of a node between its requests.
+
+    Lost with the service, and found again at the next request: but for what a stock node was handed, which it asks for
+    again only if it never got it.
+    """
 
     endpoint: Endpoint | None = None  # where the node was brought online
     node_id: int = 0
     online_at: float = 0.0
+    polls: int = 0  # that are open
     working: bool = False
     handed: _Handed | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -131,9 +153,22 @@ class Caller:
     public_key: bytes
     grant: NodeGrant
     headers: dict[str, str]  # to forward
+    takes_letters: bool
 
 
-_Look = Callable[[Caller, _Session, Endpoint, bytes], Awaitable[bytes]]
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message for a node, and the open files that follow it. Whoever has it closes them."""
+
+    head: bytes
+    files: list[BinaryIO]
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+_Look = Callable[[Caller, _Session, Endpoint, bytes, float], Awaitable[bytes]]
 
 
 class Gateway:
@@ -143,8 +178,9 @@ class Gateway:
         grants: what a public key (PEM) opens now, or None. Called for each request and while a poll waits.
         backend: where the aggregators are.
         seen: told of each sign of life of a participation's node, and whether it works on a message.
+        cut_off: told of a participation whose node's only poll has lost its connection.
         clock: now, in UTC.
-        longest_poll_s: how long a poll is held, in seconds; a node may ask for less.
+        longest_poll_s: how long a poll is held at most, in seconds.
         body_limit: bytes of one request's body.
     """
 
@@ -154,6 +190,7 @@ class Gateway:
         grants: Callable[[bytes], NodeGrant | None],
         backend: AggregatorBackend,
         seen: Callable[[str, bool], None],
+        cut_off: Callable[[str], None],
         clock: Callable[[], datetime],
         longest_poll_s: float = LONGEST_POLL_S,
         body_limit: int = BODY_LIMIT,
@@ -161,6 +198,7 @@ class Gateway:
         self._grants = grants
         self._backend = backend
         self._seen = seen
+        self._cut_off = cut_off
         self._clock = clock
         self._longest_poll_s = longest_poll_s
         self.body_limit = body_limit
@@ -185,14 +223,13 @@ class Gateway:
             for name, value in headers.items()
             if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_VERSION_HEADER_PREFIX)
         }
-        return Caller(public_key, grant, kept)
+        return Caller(public_key, grant, kept, FLEET_LETTERS_HEADER in headers)
 
     def poll_s(self, prefer: str) -> float:
         """How long to hold a poll: what a `Prefer: wait=N` header asks for, within the limit."""
         name, _, value = prefer.partition("=")
-        if name.strip() == "wait" and value.strip().replace(".", "", 1).isdecimal():
-            return min(float(value), self._longest_poll_s)
-        return self._longest_poll_s
+        asked = name.strip() == "wait" and value.strip().replace(".", "", 1).isdecimal()
+        return min(float(value) if asked else POLL_S, self._longest_poll_s)
 
     def count(self, caller: Caller, *, from_node: int = 0, to_node: int = 0) -> None:
         traffic = self.traffic.setdefault(caller.grant.participation_id, Traffic())
@@ -209,31 +246,62 @@ class Gateway:
         session = self._session(caller)
         session.endpoint = None  # a node that activates has forgotten everything: so do we
         session.handed = None
-        async for _ in self._attempts(caller, poll_s):
-            if await self._online(caller, session) is not None:
-                return bytes(ActivateNodeResponse(node_id=session.node_id).SerializeToString())
+        with self._open_poll(caller):
+            async for _ in self._attempts(caller, poll_s):
+                if await self._online(caller, session) is not None:
+                    return bytes(ActivateNodeResponse(node_id=session.node_id).SerializeToString())
         raise Refusal(503, "No aggregator runs for this project now; ask again.", {FLEET_WAITING_HEADER: "1"})
 
     async def pull(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
         """The node's next message, or nothing when the poll ends."""
-        return await self._pull(caller, body, poll_s, self._next_message)
+        with self._open_poll(caller):
+            return await self._pull(caller, body, poll_s, self._next_message)
 
-    async def bulk_pull(self, caller: Caller, body: bytes, poll_s: float) -> bytes:
-        """The node's next message with its run and all its objects, or nothing when the poll ends."""
-        return await self._pull(caller, body, poll_s, partial(self._next_whole_message, min(poll_s, _BULK_WAIT_S)))
+    async def bulk_pull(self, caller: Caller, body: bytes, poll_s: float) -> Delivery | None:
+        """The node's next message with its run, its letter and the blobs it lacks; None when the poll ends."""
+        try:
+            request, had = split(body)
+            names = frozenset(json.loads(had))
+        except (ValueError, TypeError) as error:
+            raise Refusal(400, f"The body is not what this path takes: {error}") from error
+        with self._open_poll(caller):
+            answer = await self._pull(caller, request, poll_s, self._next_letter)
+        if not answer:
+            return None
+        envelope, run, letter = split(answer)
+        try:
+            files = self._blobs(caller, Letter.unpacked(letter), names)
+        except (NoSuchMail, BadFrame) as error:
+            log.warning("project %s: a message has lost its model data: %s", caller.grant.project_id, error)
+            return None
+        return Delivery(pack([envelope, run, letter], {}), files)
+
+    def _blobs(self, caller: Caller, letter: Letter, had: frozenset[str]) -> list[BinaryIO]:
+        """The files that the letter names and the node lacks, each once. Raises NoSuchMail."""
+        folder = self._backend.newest_run_folder(caller.grant.project_id)
+        files: list[BinaryIO] = []
+        try:
+            for name in dict.fromkeys(letter.blobs):
+                if name not in had:
+                    if folder is None:
+                        raise NoSuchMail(name)
+                    files.append(open_mail(folder, name))
+        except NoSuchMail:
+            Delivery(b"", files).close()
+            raise
+        return files
 
     async def _pull(self, caller: Caller, body: bytes, poll_s: float, look: _Look) -> bytes:
         request = _parsed(PullMessagesRequest, body)
         session = self._session(caller)
-        async for _ in self._attempts(caller, poll_s):
+        async for left_s in self._attempts(caller, poll_s):
             endpoint = await self._online(caller, session)
             if endpoint is None:
                 continue
             if request.node.node_id != session.node_id:
                 raise AnotherNode
-            # Shielded: a message that the SuperLink has handed out is kept even if this caller has just gone.
             try:
-                answer = await asyncio.shield(asyncio.ensure_future(look(caller, session, endpoint, body)))
+                answer = await self._while_granted(caller, endpoint, look(caller, session, endpoint, body, left_s))
             except NotNow:
                 if self._backend.endpoint(caller.grant.project_id) == endpoint:
                     raise
@@ -243,6 +311,23 @@ class Gateway:
                 self._seen(caller.grant.participation_id, True)
                 return answer
         return b""
+
+    async def _while_granted(self, caller: Caller, endpoint: Endpoint, look: Awaitable[bytes]) -> bytes:
+        """What the look finds. Raises KeyUnknown when the grant is withdrawn meanwhile.
+
+        The look goes on when this caller has just gone: a message that the SuperLink has handed out is kept.
+        """
+        looking = asyncio.ensure_future(look)
+        looking.add_done_callback(_heard)
+        while not (await asyncio.wait({looking}, timeout=_GRANT_AGE_S))[0]:
+            try:
+                self._grant(caller.public_key)
+            except KeyUnknown:
+                looking.cancel()
+                raise
+            if self._backend.endpoint(caller.grant.project_id) != endpoint:
+                await self._close_clients_of_the_gone()
+        return looking.result()
 
     async def heartbeat(self, caller: Caller, body: bytes) -> bytes:
         session = self._session(caller)
@@ -281,6 +366,19 @@ class Gateway:
         self._received(caller, request.message_object_id)
         return answer
 
+    async def bulk_push(self, caller: Caller, request: bytes, file: str) -> bool:
+        """Hand on a node's answer whose content lies in a file of the run's mail; whether the file will be read."""
+        body = pack([request, file.encode("ascii")], {})
+        (kept,) = split(await self._ask(caller, self._running(caller), "bulk-push", body))
+        return bool(kept)
+
+    def mail_of(self, caller: Caller) -> Path:
+        """The run folder for a node's answers. Raises NoRun."""
+        folder = self._backend.newest_run_folder(caller.grant.project_id)
+        if folder is None:
+            raise NoRun
+        return folder
+
     # --- operations that are forwarded
 
     async def forward(self, caller: Caller, operation: str, body: AsyncIterator[bytes]) -> httpx.Response:
@@ -293,9 +391,6 @@ class Gateway:
         except httpx.TransportError as error:
             raise NotNow from error
         self._note_status(caller, response.status_code)
-        if operation == "bulk-push" and response.is_success:
-            # A node works on one message at a time: what it was handed is what it has answered.
-            self._session(caller).handed = None
         return response
 
     # --- steps
@@ -310,14 +405,31 @@ class Gateway:
     def _session(self, caller: Caller) -> _Session:
         return self._sessions.setdefault(caller.public_key, _Session())
 
-    async def _attempts(self, caller: Caller, poll_s: float) -> AsyncIterator[None]:
-        """Once now, and again, ever less often, until the poll ends. Raises KeyUnknown once the grant is withdrawn."""
+    @contextmanager
+    def _open_poll(self, caller: Caller) -> Iterator[None]:
+        """While a poll waits. One that is cancelled has lost its connection; the node may have another by then."""
+        session = self._session(caller)
+        session.polls += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            if session.polls == 1:
+                self._cut_off(caller.grant.participation_id)
+            raise
+        finally:
+            session.polls -= 1
+
+    async def _attempts(self, caller: Caller, poll_s: float) -> AsyncIterator[float]:
+        """Once now, and again, ever less often, until the poll ends: the seconds that are left of it.
+
+        Raises KeyUnknown once the grant is withdrawn.
+        """
         started = checked = time.monotonic()
         self._seen(caller.grant.participation_id, False)
         self._session(caller).working = False
         while True:
             begun = time.monotonic()
-            yield
+            yield max(0.0, poll_s - (begun - started))
             ended = time.monotonic()
             waited = ended - started
             if waited >= poll_s:
@@ -357,7 +469,8 @@ class Gateway:
                 heartbeat = SendNodeHeartbeatRequest(
                     node=Node(node_id=session.node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
                 )
-                await self._ask(caller, endpoint, "send-node-heartbeat", heartbeat.SerializeToString())
+                operation = "bulk-online" if caller.takes_letters else "send-node-heartbeat"
+                await self._ask(caller, endpoint, operation, heartbeat.SerializeToString())
             except (Refusal, Unavailable):
                 session.endpoint = None
                 return None
@@ -369,7 +482,9 @@ class Gateway:
         if session.handed is not None and session.handed.message_id == message_id:
             session.handed = None
 
-    async def _next_message(self, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes) -> bytes:
+    async def _next_message(
+        self, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes, _: float
+    ) -> bytes:
         async with session.lock:
             if session.handed is None:
                 answer = await self._ask(caller, endpoint, "pull-messages", body)
@@ -381,21 +496,9 @@ class Gateway:
             self._count_handing(session, session.handed)
             return body
 
-    async def _next_whole_message(
-        self, wait_s: float, caller: Caller, session: _Session, endpoint: Endpoint, body: bytes
-    ) -> bytes:
-        """As `_next_message`, with its objects: the aggregator has them until the node has answered."""
-        async with session.lock:
-            again = session.handed.body if session.handed is not None else b""
-            answer = await self._ask(caller, endpoint, "bulk-pull", pack([body, again], {}), wait_s)
-            if not answer:
-                session.handed = None  # nobody waits any more for what was handed out
-                return b""
-            if session.handed is None:
-                envelope = first(answer)
-                session.handed = _Handed(envelope, _message_id(envelope))
-            self._count_handing(session, session.handed)
-            return answer
+    async def _next_letter(self, caller: Caller, _: _Session, endpoint: Endpoint, body: bytes, left_s: float) -> bytes:
+        """The next message's envelope, run and letter. The aggregator hands it out until the node has answered."""
+        return await self._ask(caller, endpoint, "bulk-pull", pack([body], {}), min(left_s, _LOOK_S))
 
     def _count_handing(self, session: _Session, handed: _Handed) -> None:
         handed.times += 1
@@ -438,6 +541,12 @@ class Gateway:
         if status == httpx.codes.UNAUTHORIZED:
             session.endpoint = None
             raise AnotherNode
+
+
+def _heard(looking: asyncio.Future[bytes]) -> None:
+    """What became of a look whose caller has gone is of no interest."""
+    if not looking.cancelled():
+        looking.exception()
 
 
 def _path(operation: str) -> str:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
+from uuid import uuid4
 
 import httpx
-from federator.contract import FLEET_PREFIX
+from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
 from hub_service.gateway.approved_apps import approved_request
-from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Gateway, Refusal
+from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, Refusal
+from hub_service.gateway.upload import Upload
 
 _SMALL_BODY = 1024**2  # bytes; requests that are read here are envelopes without arrays
-_FLUSH_AT = 256 * 1024  # bytes
-_FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object", "bulk-push"})
+_FLUSH_AT = 1024**2  # bytes
+_FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
+_UPLOAD, _DELIVERY = "bulk-push", "bulk-pull"
 _FETCH_APP = "get-fab"
 _REFUSED = frozenset({"register-node", "unregister-node"})
 
@@ -59,6 +63,7 @@ class FleetHandler(RequestHandler):
         self.gateway = gateway
         self.caller: Caller | None = None
         self.work: asyncio.Future[Any] | None = None
+        self.upload: Upload | None = None
         self.pipe = BodyPipe()
         self.body = bytearray()
         self.received = 0
@@ -79,15 +84,17 @@ class FleetHandler(RequestHandler):
         self.caller = self.gateway.admit(self.request.headers)
         if self.operation in _REFUSED:
             raise Refusal(403, "Nodes are registered through the Hub's federation service.")
-        if self.operation not in _FORWARDED and self.operation not in self._answers():
+        if self.operation not in {*_FORWARDED, *self._answers(), _UPLOAD, _DELIVERY}:
             raise Refusal(404, "Flower's Fleet API has no such operation.")
-        passed_on = self.operation in _FORWARDED and self.operation != _FETCH_APP
+        passed_on = self.operation in {*_FORWARDED, _UPLOAD} - {_FETCH_APP}
         self.limit = self.gateway.body_limit if passed_on else _SMALL_BODY
         self._check_size(int(self.request.headers.get("Content-Length", 0)))
         # The check above is ours; tornado's own limit would end the connection without a word.
         self._http1().set_max_body_size(self.limit + 1)
         if self.operation in _FORWARDED:
             self.work = asyncio.ensure_future(self._forward(self.caller))
+        elif self.operation == _UPLOAD:
+            self.upload = Upload(self.gateway, self.caller, lambda: uuid4().hex)
 
     def _http1(self) -> HTTP1Connection:
         return cast(HTTP1Connection, self.request.connection)
@@ -100,21 +107,26 @@ class FleetHandler(RequestHandler):
         self.received += len(chunk)
         try:
             self._check_size(self.received)
+            if self.upload is not None:
+                await self.upload.take(chunk)
+            elif self.work is not None:
+                await self.pipe.put(chunk)
+            else:
+                self.body.extend(chunk)
         except Refusal as refusal:
             self._refuse(refusal)
-            return
-        if self.work is None:
-            self.body.extend(chunk)
-        else:
-            await self.pipe.put(chunk)
 
     async def post(self, operation: str) -> None:
-        if self.caller is None:
+        if self.caller is None or self._finished:
             return
         self.gateway.count(self.caller, from_node=self.received)
         try:
-            if operation in _FORWARDED:
+            if self.upload is not None:
+                await self.upload.finish()
+            elif operation in _FORWARDED:
                 await self._finish_forwarded(self.caller)
+            elif operation == _DELIVERY:
+                await self._finish_delivery(self.caller)
             else:
                 await self._finish_answered(self.caller)
         except Refusal as refusal:
@@ -128,6 +140,8 @@ class FleetHandler(RequestHandler):
         super().on_connection_close()
         if self.work is not None:
             self.work.cancel()
+        if self.upload is not None:
+            self.upload.abandon()
 
     async def _forward(self, caller: Caller) -> httpx.Response:
         try:
@@ -158,6 +172,28 @@ class FleetHandler(RequestHandler):
         finally:
             await response.aclose()
 
+    async def _finish_delivery(self, caller: Caller) -> None:
+        self.work = asyncio.ensure_future(self.gateway.bulk_pull(caller, bytes(self.body), self._poll_s()))
+        delivery: Delivery | None = await self.work
+        if delivery is None:
+            return
+        try:
+            await self._deliver(caller, delivery)
+        finally:
+            delivery.close()
+
+    async def _deliver(self, caller: Caller, delivery: Delivery) -> None:
+        size = len(delivery.head) + sum(os.fstat(file.fileno()).st_size for file in delivery.files)
+        self.gateway.count(caller, to_node=size)
+        self.set_header("Content-Type", MEDIA_TYPE)
+        self.set_header("Content-Length", str(size))
+        self.set_header(FLEET_BODY_LIMIT_HEADER, str(self.gateway.body_limit))
+        self.write(delivery.head)
+        for file in delivery.files:
+            while piece := await asyncio.to_thread(file.read, _FLUSH_AT):
+                self.write(piece)
+                await self.flush()
+
     async def _finish_answered(self, caller: Caller) -> None:
         answer = self._answers()[self.operation]
         self.work = asyncio.ensure_future(answer(caller, bytes(self.body)))
@@ -168,18 +204,22 @@ class FleetHandler(RequestHandler):
 
     def _answers(self) -> dict[str, Callable[[Caller, bytes], Awaitable[bytes]]]:
         gateway = self.gateway
-        poll_s = gateway.poll_s(self.request.headers.get("Prefer", ""))
+        poll_s = self._poll_s()
         return {
             "activate-node": lambda caller, body: gateway.activate(caller, body, poll_s),
             "pull-messages": lambda caller, body: gateway.pull(caller, body, poll_s),
-            "bulk-pull": lambda caller, body: gateway.bulk_pull(caller, body, poll_s),
             "send-node-heartbeat": gateway.heartbeat,
             "deactivate-node": gateway.deactivate,
             "push-messages": gateway.push_messages,
             "confirm-message-received": gateway.confirm,
         }
 
+    def _poll_s(self) -> float:
+        return self.gateway.poll_s(self.request.headers.get("Prefer", ""))
+
     def _refuse(self, refusal: Refusal) -> None:
+        if self.upload is not None:
+            self.upload.abandon()
         if self._finished:
             return
         self.set_status(refusal.status)

@@ -8,6 +8,7 @@ from federator.contract import Assignment, Assignments, ClientState, SiteApprova
 
 from hub_service.changes import project_topic, user_topic
 from hub_service.domain import policy
+from hub_service.domain.errors import NotFound
 from hub_service.domain.projects import NodeGrant, Participation, Principal
 from hub_service.domain.sites import runs_supernode
 from hub_service.operations.base import Operations
@@ -55,6 +56,20 @@ class ClientOperations(Operations):
         participation = policy.require_own_participation(principal, self._store.participation(participation_id))
         return SiteApprovals(participation.id, self._consent.approved_hashes(participation))
 
+    def approved_app(self, principal: Principal, participation_id: str, fab_hash: str) -> bytes:
+        """The FAB of an app version, for the client that runs it.
+
+        Raises as `policy.require_own_client`; NotFound for a version that is not approved on the participation's
+        dataset now.
+        """
+        participation = self._store.participation(participation_id)
+        participation = policy.require_own_client(principal, participation, self._site_of(participation))
+        if fab_hash not in self._consent.approved_hashes(participation):
+            raise NotFound(
+                "No such app version is approved for your dataset.", "Ask a data steward of your site to approve it."
+            )
+        return self._artifacts.fab(fab_hash)
+
     # --- for the gateway
 
     def node_grant(self, public_key: bytes) -> NodeGrant | None:
@@ -77,6 +92,10 @@ class ClientOperations(Operations):
         if not was_connected or participation.client is not state:
             self._store.put_participation(replace(participation, client=state, client_detail=""))
             self._changes.announce(project_topic(participation.project_id))
+
+    def node_cut_off(self, participation_id: str) -> None:
+        """The connection of a node's poll was lost. The node has a few seconds to come back."""
+        self._presence.cut_off(participation_id)
 
     def note_lost_clients(self) -> None:
         """Show clients that fell silent as offline. Called every few seconds."""

@@ -55,10 +55,18 @@ class SiteApprovalsHandler(ApiHandler):
         self.answer(SiteApprovals, self.parts.coordinator.site_approvals(self.principal, participation_id))
 
 
+class ApprovedAppHandler(ApiHandler):
+    def get(self, participation_id: str, fab_hash: str) -> None:
+        content = self.parts.coordinator.approved_app(self.principal, participation_id, fab_hash)
+        self.set_header("Content-Type", "application/octet-stream")
+        self.finish(content)
+
+
 ROUTES = (
     (Route.PARTICIPATION, ParticipationHandler),
     (Route.ASSIGNMENTS, AssignmentsHandler),
     (Route.NODE, NodeHandler),
     (Route.CLIENT, ClientHandler),
     (Route.SITE_APPROVALS, SiteApprovalsHandler),
+    (Route.APPROVED_APP, ApprovedAppHandler),
 )

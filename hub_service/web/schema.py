@@ -33,7 +33,7 @@ from hub_service.domain.errors import Invalid
 
 MAX_BODY = 1 << 20  # bytes of a JSON body or a form; uploads have their own limit
 MAX_UPLOAD = 20 << 20  # bytes of a notebook or an app
-MAX_WAIT_S = 30  # of a long poll
+MAX_WAIT_S = 55  # of a long poll; proxies often cut one off after a minute
 
 
 class Body(BaseModel):
@@ -161,6 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("DELETE", Route.NODE, "Remove the key of my site's SuperNode", None, status=HTTPStatus.NO_CONTENT),
     Operation("PUT", Route.CLIENT, "Report my client's state", None, ClientReport, HTTPStatus.NO_CONTENT),
     Operation("GET", Route.SITE_APPROVALS, "App versions that may run on my dataset now", SiteApprovals),
+    Operation("GET", Route.APPROVED_APP, "The app of one of them, as my client runs it: a zip file", _BYTES),
 )
 
 B = TypeVar("B", bound=Body)

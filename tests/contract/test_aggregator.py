@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import sys
@@ -99,7 +100,7 @@ async def test_one_life(backend: AggregatorBackend, place: Place, restart: Resta
 
     fresh = await later.start(PROJECT)
     assert fresh != endpoint
-    assert await SuperLink(fresh).node_id(key) == node_id
+    assert await SuperLink(fresh).register_node(key) == node_id
     await later.stop(PROJECT)
 
 
@@ -127,6 +128,32 @@ async def test_a_serverapp_is_started_once_and_ends_with_its_aggregator(
     await backend.stop(PROJECT)
     assert place.alive() == 0
     assert await backend.serverapp_exit(PROJECT, "r1") == LOST
+
+
+async def test_a_serverapp_starts_beside_its_superlink_and_waits_for_its_plan(
+    backend: AggregatorBackend, place: Place, restart: Restart
+) -> None:
+    endpoint = await backend.start(PROJECT, "r3")
+    assert place.alive() == 2
+    assert backend.newest_run_folder(PROJECT) == backend.run_folder(PROJECT, "r3")
+    assert await backend.start(PROJECT, "r3") == endpoint
+    later = restart()
+    assert await later.start(PROJECT, "r3") == endpoint
+    assert place.alive() == 2
+    assert await later.serverapp_exit(PROJECT, "r3") is None
+    events = later.run_folder(PROJECT, "r3") / "events.jsonl"
+    assert not events.exists()
+    await later.start_serverapp(PROJECT, ServerAppSpec("r3", 12345, (1,), 1, False, 1.0))
+    async with asyncio.timeout(60):
+        while await later.serverapp_exit(PROJECT, "r3") is None:  # noqa: ASYNC110 - the interface
+            await asyncio.sleep(0.05)
+    assert "does not know this run" in events.read_text()
+    assert place.alive() == 1
+
+    await later.start(PROJECT, "r4")
+    assert place.alive() == 2
+    await later.stop(PROJECT)
+    assert place.alive() == 0
 
 
 async def test_a_serverapp_that_cannot_start_tells_its_status(backend: AggregatorBackend) -> None:
@@ -175,7 +202,7 @@ async def test_a_superlink_on_a_unix_socket_tells_a_serverapp_nothing_by_tcp(tmp
     process = await asyncio.create_subprocess_exec(
         *module_command("hub_service.aggregators.superlink_process"),
         *("--unix-socket", "superlink.sock"),
-        *superlink_arguments(endpoint.host, endpoint.port, "superlink.db"),
+        *superlink_arguments(endpoint.host, endpoint.port, "node-ids.json"),
         cwd=folder,
         env=environment(str(folder)),
         stdout=asyncio.subprocess.DEVNULL,
@@ -214,7 +241,7 @@ def script(folder: Path, text: str) -> tuple[str, ...]:
 
 
 async def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
-    backend = LocalAggregators(tmp_path, superlink_command=("/no/such/flower-superlink",))
+    backend = LocalAggregators(tmp_path, template_command=None, superlink_command=("/no/such/flower-superlink",))
     with pytest.raises(Unavailable, match="/no/such/flower-superlink"):
         await backend.start(PROJECT)
     assert await backend.running() == []
@@ -226,7 +253,7 @@ async def test_a_superlink_that_ends_at_once_shows_the_end_of_its_log_and_no_sec
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "hush")
     command = script(tmp_path, "import os; print(*(f'{k}={v}' for k, v in os.environ.items())); print('disk is full')")
     with pytest.raises(Unavailable) as caught:
-        await LocalAggregators(tmp_path, superlink_command=command).start(PROJECT)
+        await LocalAggregators(tmp_path, template_command=None, superlink_command=command).start(PROJECT)
     assert "disk is full" in caught.value.next_step
     log = (tmp_path / "projects" / PROJECT / "superlink.log").read_text()
     assert "FLWR_TELEMETRY_ENABLED=0" in log
@@ -243,7 +270,11 @@ async def test_a_superlink_that_never_answers_is_killed_with_all_it_started(tmp_
         "time.sleep(600)\n"
     )
     backend = LocalAggregators(
-        tmp_path, superlink_command=script(tmp_path, never_answers), start_timeout_s=1.0, stop_timeout_s=0.2
+        tmp_path,
+        template_command=None,
+        superlink_command=script(tmp_path, never_answers),
+        start_timeout_s=1.0,
+        stop_timeout_s=0.2,
     )
     with pytest.raises(Unavailable, match="did not answer within 1 s"):
         await backend.start(PROJECT)
@@ -255,7 +286,8 @@ async def test_a_superlink_that_never_answers_is_killed_with_all_it_started(tmp_
 async def test_what_an_earlier_service_left_of_a_dead_superlink_is_cleared(tmp_path: Path) -> None:
     project = tmp_path / "projects" / PROJECT
     project.mkdir(parents=True)
-    (project / "processes.json").write_text('{"port": 1, "superlink": [1, 0.0], "serverapps": {"r1": [1, 0.0]}}')
+    record = {"port": 1, "answers": True, "superlink": [1, 0.0], "serverapps": {"r1": [1, 0.0]}}
+    (project / "processes.json").write_text(json.dumps(record))
     backend = LocalAggregators(tmp_path)
     assert await backend.running() == []
     assert not (project / "processes.json").exists()

@@ -27,6 +27,7 @@ from hub_service.domain.runs import EventKind
 from tests.fakes.aggregator_places import IMAGE, DockerPlace
 from tests.fakes.bad_engines import full_engine, relay_to
 from tests.fakes.engines import ROOT, Engine, client_of
+from tests.fakes.federation import new_key
 from tests.fakes.fleet import PROJECT as P1
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.flower_apps import averaging_app
@@ -145,7 +146,7 @@ found["files"] = [
     os.path.join(folder, name)
     for folder, _, names in os.walk("/")
     for name in names
-    if name in ("superlink.db", "secret.txt") or name.endswith(".sock")
+    if name in ("node-ids.json", "secret.txt") or name.endswith(".sock")
 ]
 found["written"] = {
     path: tried(pathlib.Path(path).write_text, "mine")
@@ -401,10 +402,10 @@ async def test_a_service_without_roots_rights_has_containers_without_them_too(
     place: DockerPlace, as_nobody: int
 ) -> None:
     async with opened(place) as backend:
-        assert await SuperLink(await backend.start(P1)).start_run(averaging_app(), {})
+        assert await SuperLink(await backend.start(P1)).register_node(new_key())
         with place.containers() as (superlink,):
             assert superlink.attrs["Config"]["User"] == f"{as_nobody}:{as_nobody}"
-        assert (place.state_dir / "projects" / P1 / "superlink" / "superlink.db").stat().st_uid == as_nobody
+        assert (place.state_dir / "projects" / P1 / "superlink" / "node-ids.json").stat().st_uid == as_nobody
         flower_run_id = await SuperLink(await backend.start(P1)).start_run(averaging_app(), {})
         await backend.start_serverapp(P1, waiting("r1", flower_run_id))
         with place.containers("serverapp") as (serverapp,):

@@ -48,10 +48,10 @@ class LocalPlace(Place):
         return local_aggregators(self.state_dir)
 
     def alive(self) -> int:
-        return len(processes_below(self.state_dir))
+        return len(processes_below(self.state_dir / "projects"))
 
     async def kill_superlink(self) -> None:
-        (process,) = processes_below(self.state_dir)
+        (process,) = processes_below(self.state_dir / "projects")
         os.kill(process.pid, signal.SIGKILL)
         await asyncio.to_thread(psutil.wait_procs, [process], timeout=10)
 
@@ -94,9 +94,11 @@ class DockerPlace(Place):
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:
-    """The processes whose command line names the folder."""
+    """The processes that work in the folder: a fork's command line is its template's."""
     return [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if str(folder) in " ".join(process.info["cmdline"] or ()) and process.status() != psutil.STATUS_ZOMBIE
+        for process in psutil.process_iter(["cwd", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and process.info["cwd"] is not None
+        and Path(process.info["cwd"]).is_relative_to(folder)
     ]

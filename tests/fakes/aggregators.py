@@ -3,6 +3,8 @@
 FakeAggregators             keeps to `hub_service.aggregators.base`
 ├── NeverStarts             its SuperLink does not come up
 ├── SlowToStart             its SuperLink comes up when the test says so
+├── SlowToStop              what runs ends when the test says so
+├── CannotStop              the system refuses to end what runs, until the test permits it
 ├── LosesItsEndpoint        its SuperLink is gone once the ServerApp was started
 └── OutOfReach              nobody knows what runs there
 FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
@@ -26,11 +28,18 @@ class FakeAggregators(AggregatorBackend):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._endpoints: dict[str, Endpoint] = {}
+        self.started_beside: dict[str, str] = {}  # SuperLink's project -> the run whose ServerApp starts with it
         self.specs: dict[str, ServerAppSpec] = {}
         self.exits: dict[str, int] = {}
         self.stopped: list[str] = []
+        self.warmed_up = 0
 
-    async def start(self, project_id: str) -> Endpoint:
+    def warm_up(self) -> None:
+        self.warmed_up += 1
+
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
+        if run_id is not None:
+            self.started_beside[project_id] = run_id
         return self._endpoints.setdefault(project_id, Endpoint("127.0.0.1", 1000 + len(self._endpoints)))
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
@@ -53,6 +62,9 @@ class FakeAggregators(AggregatorBackend):
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder / project_id / run_id
 
+    def newest_run_folder(self, project_id: str) -> Path | None:
+        return None
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -72,7 +84,7 @@ class FakeAggregators(AggregatorBackend):
 
 
 class NeverStarts(FakeAggregators):
-    async def start(self, project_id: str) -> Endpoint:
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
         raise Unavailable("The project's aggregator did not start.", "Ask the Hub's administrators.")
 
 
@@ -82,10 +94,31 @@ class SlowToStart(FakeAggregators):
         self.asked = asyncio.Event()
         self.may_start = asyncio.Event()
 
-    async def start(self, project_id: str) -> Endpoint:
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
         self.asked.set()
         await self.may_start.wait()
-        return await super().start(project_id)
+        return await super().start(project_id, run_id)
+
+
+class SlowToStop(FakeAggregators):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may_stop = asyncio.Event()
+
+    async def stop(self, project_id: str) -> None:
+        await self.may_stop.wait()
+        await super().stop(project_id)
+
+
+class CannotStop(FakeAggregators):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.permitted = False
+
+    async def stop(self, project_id: str) -> None:
+        if not self.permitted:
+            raise PermissionError(1, "Operation not permitted")
+        await super().stop(project_id)
 
 
 class LosesItsEndpoint(FakeAggregators):

@@ -14,10 +14,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from federator.contract import ClientState
 from federator.node import Node
+from federator.service_client import NotFound
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 
 from hub_service.aggregators.base import AggregatorBackend, ServerAppSpec
 from hub_service.aggregators.events import read_events
@@ -42,8 +43,11 @@ class Member:
         self.private_key = ec.generate_private_key(ec.SECP256R1())
         self.public_key = public_key_to_bytes(self.private_key.public_key())
         self.approved: set[str] = set()
+        self.apps: dict[str, bytes] = {}  # by hash, as the service has them
+        self.fetched: list[str] = []  # hashes of apps that the node asked the service for
         self.states: list[tuple[ClientState, str]] = []
         self.node_id = 0
+        self._wanted = ""
         self.node: Node | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -52,9 +56,24 @@ class Member:
         self.states.append((state, detail))
         self._loop.call_soon_threadsafe(self._changed.set)
 
-    def approve(self, app: bytes) -> None:
-        """As this site's steward."""
-        self.approved.add(hashlib.sha256(app).hexdigest())
+    def approve(self, app: bytes) -> str:
+        """As this site's steward; the app's hash. The service has the app from now on."""
+        fab_hash = hashlib.sha256(app).hexdigest()
+        self.apps[fab_hash] = app
+        self.approved.add(fab_hash)
+        return fab_hash
+
+    def _fetch_app(self, fab_hash: str) -> bytes:
+        self.fetched.append(fab_hash)
+        if fab_hash not in self.apps:
+            raise NotFound("There is no such app.")
+        return self.apps[fab_hash]
+
+    def prepare(self, fab_hash: str) -> None:
+        """As its kernel: before or after its start."""
+        self._wanted = fab_hash
+        if self.node is not None:
+            self.node.prepare(fab_hash)
 
     def start(self, address: str, tmp: Path) -> None:
         self.node = Node(
@@ -63,10 +82,13 @@ class Member:
             root_certificates=None,
             private_key=self.private_key,
             approvals=lambda: set(self.approved),
+            fetch_app=self._fetch_app,
             node_config={"target": self.target, "site": self.name},
             on_state=self._on_state,
             work_folder=tmp,
         )
+        if self._wanted:
+            self.node.prepare(self._wanted)
         self.node.start()
 
     async def reaches(self, state: ClientState, within: float = 30.0) -> str:
@@ -99,13 +121,16 @@ class Fleet:
         self.backend = backend
         self.gateway = gateway
         self._tls = tls
-        self.server = HTTPServer(Application(fleet_routes(gateway)), ssl_options=tls)
+        self._answered = asyncio.Event()
+        self.requests: list[tuple[str, float]] = []  # operation of each that was answered, and how long that took
+        self.server = self._server()
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self.server.add_sockets(sockets)
         self.grants: dict[bytes, NodeGrant] = {}
         self.seen: list[tuple[str, bool]] = []
+        self.cut_off: list[str] = []  # participations
         self.members: dict[str, Member] = {}
 
     async def go_away(self) -> None:
@@ -114,8 +139,25 @@ class Fleet:
         await self.server.close_all_connections()
 
     def come_back(self) -> None:
-        self.server = HTTPServer(Application(fleet_routes(self.gateway)), ssl_options=self._tls)
+        self.server = self._server()
         self.server.add_sockets(bind_sockets(self.port, "127.0.0.1"))
+
+    def _server(self) -> HTTPServer:
+        application = Application(fleet_routes(self.gateway), log_function=self._note_request)
+        return HTTPServer(application, ssl_options=self._tls)
+
+    def _note_request(self, handler: RequestHandler) -> None:
+        self.requests.append((handler.request.path.rpartition("/")[2], handler.request.request_time()))
+        self._answered.set()
+
+    async def answers(self, count: int, within: float = 30.0) -> list[tuple[str, float]]:
+        """The next `count` requests that are answered."""
+        before = len(self.requests)
+        async with asyncio.timeout(within):
+            while len(self.requests) < before + count:
+                self._answered.clear()
+                await self._answered.wait()
+        return self.requests[before : before + count]
 
     def admit(self, name: str, target: float = 0.0) -> Member:
         """A member whose key opens the project."""
@@ -168,6 +210,7 @@ def local_aggregators(folder: Path) -> LocalAggregators:
     """As the service makes them; measured where this process is."""
     return LocalAggregators(
         folder,
+        template_command=module_command("hub_service.aggregators.template_process"),
         superlink_command=module_command("hub_service.aggregators.superlink_process"),
         serverapp_command=module_command("hub_service.aggregators.serverapp"),
     )
@@ -178,12 +221,14 @@ async def fleet(
     folder: Path, *, backend: AggregatorBackend | None = None, tls: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[Fleet]:
     """A fleet that leaves no process behind. Its aggregators are local ones where no others are given."""
+    its_own = backend is None
     backend = backend or local_aggregators(folder)
     it: Fleet
     gateway = Gateway(
         grants=lambda key: it.grants.get(key),
         backend=backend,
         seen=lambda participation, working: it.seen.append((participation, working)),
+        cut_off=lambda participation: it.cut_off.append(participation),
         clock=lambda: datetime.now(UTC),
         **options,
     )
@@ -195,3 +240,5 @@ async def fleet(
         await it.go_away()
         await backend.stop(PROJECT)
         await gateway.close()
+        if its_own:
+            await backend.close()

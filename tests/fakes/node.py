@@ -15,12 +15,16 @@ class StandInNode:
     def __init__(self) -> None:
         self.started = threading.Event()
         self.interrupts = 0
+        self.prepared: list[str] = []  # hashes of apps
         self.told: list[float] = []
         self.on_state: OnState | None = None
 
     def made(self, private_key: Any, on_state: OnState) -> StandInNode:
         self.on_state = on_state
         return self
+
+    def prepare(self, fab_hash: str) -> None:
+        self.prepared.append(fab_hash)
 
     def start(self) -> None:
         self.started.set()

@@ -16,6 +16,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
@@ -74,6 +75,7 @@ class FakeService:
         self.approved: dict[str, set[str]] = {}
         self.reports: list[tuple[str, ClientState, str]] = []
         self.public_keys: dict[str, list[str]] = {}
+        self.apps: dict[str, bytes] = {}  # by hash
         self.projects: dict[str, ProjectSummary] = {}
         self.participants: dict[str, dict[str, Participant]] = {}
         self.versions: dict[str, list[AppVersion]] = {}
@@ -81,6 +83,7 @@ class FakeService:
         self.runs: dict[str, tuple[str, RunDetail]] = {}
         self.refused_names: set[str] = set()
         self.requests = 0
+        self.asked: list[str] = []  # the path of each request, without the prefix
         self.site = SITE
         self.url = ""
 
@@ -214,6 +217,8 @@ class FakeService:
 
         def run() -> None:
             asyncio.set_event_loop(loop)
+            # A poll keeps its thread to its end, also when whoever asked has gone.
+            loop.set_default_executor(ThreadPoolExecutor(64))
             try:
                 loop.run_until_complete(serve())
                 for task in asyncio.all_tasks(loop):
@@ -342,6 +347,12 @@ class FakeService:
         self._assigned(participation_id)
         return SiteApprovals(participation_id, tuple(sorted(self.approved[participation_id])))
 
+    def approved_app(self, participation_id: str, fab_hash: str) -> bytes:
+        self._assigned(participation_id)
+        if fab_hash not in self.apps:
+            raise Refusal(404, "No such app version is approved for your dataset.")
+        return self.apps[fab_hash]
+
     def current_assignments(self) -> Assignments:
         return Assignments(str(self.revision), tuple(self.assignments.values()))
 
@@ -356,9 +367,10 @@ class FakeService:
         with self.changed:
             self.changed.wait_for(lambda: self.stopped, seconds)
 
-    def count_request(self) -> None:
+    def count_request(self, path: str) -> None:
         with self.changed:
             self.requests += 1
+            self.asked.append(path.removeprefix(SERVICE_PREFIX).removeprefix(FLEET_PREFIX))
             self.changed.notify_all()
 
     def _revise(self) -> None:
@@ -401,6 +413,7 @@ class _FleetHandler(RequestHandler):
         self.service = service
 
     async def post(self, operation: str) -> None:
+        self.service.count_request(self.request.path)
         wait = float(self.request.headers.get("Prefer", "wait=0").removeprefix("wait="))
         await asyncio.to_thread(self.service.wait_for_end, wait)
         self.set_status(503)
@@ -419,7 +432,7 @@ class _Handler(RequestHandler):
         """Refusals are meant; pytest shows the rest through the client."""
 
     async def answer(self, **parts: str) -> None:
-        self.service.count_request()
+        self.service.count_request(self.request.path)
         if self.service.status is not None:
             self.set_status(self.service.status)
             self.finish("<html>an error page of something in between</html>")
@@ -493,6 +506,7 @@ def _routes(s: FakeService) -> list[Any]:
         f"{participation}/node": {"PUT": lambda h, p: s.register_node(p, h.body["public_key"])},
         f"{participation}/client": {"PUT": lambda h, p: s.report(p, ClientState(h.body["state"]), h.body["detail"])},
         f"{participation}/approvals": {"GET": lambda h, p: s.site_approvals(p)},
+        f"{participation}/apps/(?P<fab_hash>[^/]+)": {"GET": lambda h, p, fab_hash: s.approved_app(p, fab_hash)},
     }
     return [
         (f"{FLEET_PREFIX}(.*)", _FleetHandler, {"service": s}),

@@ -1,30 +1,44 @@
-"""Messages that travel whole: from a node through the gateway, and at the SuperLink's own bulk paths."""
+"""Messages whose model data travel beside them: from a node through the gateway, and at the SuperLink's bulk paths."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
-from federator.framing import pack, unpack
+from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_LETTERS_HEADER
+from federator.framing import framed, pack, split
 from federator.node import _error_reply, _packed
+from federator.parcel import Letter, content_of, plain_array
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import Message, PullObjectRequest, PullObjectResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
+from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.superlink_process import BulkPaths
 from hub_service.domain.runs import EventKind
+from hub_service.gateway import upload
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import averaging_app
 from tests.singleuser.test_gateway import post, pull, signed
+
+LETTERS = {FLEET_LETTERS_HEADER: "1"}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +55,27 @@ async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fle
     async with fleet(tmp_path_factory.mktemp("waiting")) as it:
         member = it.admit("a")
         await it.register(member)
-        await post(it, "bulk-pull", pull(member), signed(member))
+        await bulk_pull(it, member)
         await it.start_run(averaging_app(), [member], rounds=1)
         yield it
+
+
+@dataclass
+class Got:
+    """What a poll brought."""
+
+    envelope: PullMessagesResponse
+    run: GetRunResponse
+    letter: Letter
+    data: list[bytes]
+
+    @property
+    def proto(self) -> MessageProto:
+        return self.envelope.messages_list[0]
+
+    def message(self) -> Message:
+        content = content_of(self.letter, lambda _, count: self.data[:count], plain_array)
+        return make_message(metadata=metadata_from_proto(self.proto.metadata), content=content)
 
 
 async def at_superlink(it: Fleet, operation: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
@@ -53,11 +85,21 @@ async def at_superlink(it: Fleet, operation: str, body: bytes, headers: Mapping[
         return await client.post(f"http://{endpoint.address}/v1/bulk/{operation}", content=body, headers=dict(headers))
 
 
-async def next_message(it: Fleet, member: Member) -> tuple[PullMessagesResponse, GetRunResponse, dict[str, bytes]]:
-    answer = await post(it, "bulk-pull", pull(member), signed(member), wait=20.0)
+async def bulk_pull(it: Fleet, member: Member, had: tuple[str, ...] = (), wait: float = 0.0) -> httpx.Response:
+    body = pack([pull(member).SerializeToString(), json.dumps(had).encode()], {})
+    return await post(it, "bulk-pull", body, signed(member) | LETTERS, wait)
+
+
+async def bulk_push(it: Fleet, member: Member, body: bytes) -> httpx.Response:
+    return await post(it, "bulk-push", body, signed(member) | LETTERS)
+
+
+async def next_message(it: Fleet, member: Member, had: tuple[str, ...] = ()) -> Got:
+    answer = await bulk_pull(it, member, had, wait=20.0)
     assert answer.status_code == 200, answer.text
-    (envelope, run), objects = unpack(answer.content, messages=2)
-    return PullMessagesResponse.FromString(envelope), run_of(run), objects
+    assert int(answer.headers[FLEET_BODY_LIMIT_HEADER]) == it.gateway.body_limit
+    envelope, run, letter, *data = split(answer.content)
+    return Got(PullMessagesResponse.FromString(envelope), run_of(run), Letter.unpacked(letter), data)
 
 
 def run_of(body: bytes) -> GetRunResponse:
@@ -68,49 +110,68 @@ def run_of(body: bytes) -> GetRunResponse:
     return answer
 
 
-def refusal(member: Member, message: Message) -> tuple[PushMessagesRequest, dict[str, bytes]]:
-    """An answer that says that the member cannot."""
-    packed = _packed(_error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no data today"), 0.0)
+def packed_answer(member: Member, reply: Message) -> bytes:
+    packed = _packed(reply, 0.0)
     request = PushMessagesRequest(
         node=Node(node_id=member.node_id), messages_list=[packed.proto], message_object_trees=[packed.tree]
     )
-    return request, dict(packed.objects)
+    return b"".join(framed([request.SerializeToString(), *packed.parts]))
 
 
-@pytest.mark.parametrize("operation", ["pull", "push"])
+def refusal(member: Member, got: Got) -> bytes:
+    """An answer that says that the member cannot."""
+    return packed_answer(member, _error_reply(got.proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no data today"))
+
+
+def trained(member: Member, got: Got, value: float = 1.0, size: int = 6) -> bytes:
+    """An answer with a model."""
+    arrays = ArrayRecord({"weight": Array(np.full(size, value, np.float32).reshape(-1, 3))})
+    metrics = MetricRecord({"loss": 0.5, "num-examples": 10})
+    return packed_answer(member, Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=got.message()))
+
+
+def mail_of(it: Fleet) -> Path:
+    return it.backend.run_folder(PROJECT, "r1") / MAIL_FOLDER
+
+
+# --- who may ask, and how
+
+
+@pytest.mark.parametrize("operation", ["online", "pull", "push"])
 async def test_a_node_proves_who_it_is_at_the_superlink_too(running: Fleet, operation: str) -> None:
     a, b = running.members["a"], running.members["b"]
     request = {
-        "pull": lambda node_id: pack([PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString(), b""], {}),
-        "push": lambda node_id: pack([PushMessagesRequest(node=Node(node_id=node_id)).SerializeToString()], {}),
+        "online": lambda node: SendNodeHeartbeatRequest(node=node, heartbeat_interval=30).SerializeToString(),
+        "pull": lambda node: pack([PullMessagesRequest(node=node).SerializeToString()], {}),
+        "push": lambda node: pack([PushMessagesRequest(node=node).SerializeToString(), b""], {}),
     }[operation]
+    of_a, of_b = (request(Node(node_id=member.node_id)) for member in (a, b))
     unsigned = {"flwr-public-key": signed(a)["flwr-public-key"]}
-    assert (await at_superlink(running, operation, request(a.node_id), {})).status_code == 401
-    assert (await at_superlink(running, operation, request(a.node_id), unsigned)).status_code == 401
-    assert (await at_superlink(running, operation, request(b.node_id), signed(a))).status_code == 401
+    assert (await at_superlink(running, operation, of_a, {})).status_code == 401
+    assert (await at_superlink(running, operation, of_a, unsigned)).status_code == 401
+    assert (await at_superlink(running, operation, of_b, signed(a))).status_code == 401
 
 
-@pytest.mark.parametrize("operation", ["grid-push", "grid-pull"])
+@pytest.mark.parametrize("operation", ["grid-nodes", "grid-push", "grid-pull"])
 @pytest.mark.parametrize("token", [None, "", "of another task"])
 async def test_the_serverapp_proves_which_task_it_has(running: Fleet, operation: str, token: str | None) -> None:
     versions = dict(RuntimeVersionMetadata.from_local_component("flwr-serverapp").as_metadata())
-    body = pack([PullAppMessagesRequest().SerializeToString()], {})
+    body = PullAppMessagesRequest().SerializeToString()
     headers = versions if token is None else versions | {"flwr-task-token": token}
     assert (await at_superlink(running, operation, body, headers)).status_code == 401
 
 
 async def test_what_is_no_frame_is_refused(running: Fleet) -> None:
-    """Cut short, no message of Flower, or with a message for another node: 400 at every door."""
-    a, b = running.members["a"], running.members["b"]
-    whole = pack([pull(a).SerializeToString(), b""], {})
-    for body in (b"", whole[:-1], whole[:20], pack([b"\xff\xff", b""], {})):
+    """Cut short, or no message of Flower: 400 at every door."""
+    a = running.members["a"]
+    whole = pack([pull(a).SerializeToString()], {})
+    for body in (b"", whole[:-1], whole[:10], pack([b"\xff\xff"], {}), whole + pack([b"more"], {})):
         assert (await at_superlink(running, "pull", body, signed(a))).status_code == 400
-    for_another = PullMessagesResponse(messages_list=[Message()])
-    for_another.messages_list[0].metadata.dst_node_id = b.node_id
-    body = pack([pull(a).SerializeToString(), for_another.SerializeToString()], {})
-    assert (await at_superlink(running, "pull", body, signed(a))).status_code == 400
-    assert (await post(running, "bulk-push", whole[:-1], signed(a))).status_code == 400
     assert (await at_superlink(running, "no-such-thing", b"", signed(a))).status_code == 404
+    for body in (b"", whole[:5], pack([b"\xff\xff"], {}), b"\x00\x00\x01" + bytes(5)):
+        assert (await bulk_push(running, a, body)).status_code == 400
+    for body in (b"", whole[:-1], pack([pull(a).SerializeToString()], {}), pack([b"\xff\xff", b"[]"], {})):
+        assert (await post(running, "bulk-pull", body, signed(a))).status_code == 400
 
 
 async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
@@ -123,71 +184,208 @@ async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
 
 async def test_a_node_speaks_in_its_own_name_only(running: Fleet) -> None:
     a, b = running.members["a"], running.members["b"]
-    assert (await post(running, "bulk-pull", pull(b), signed(a))).status_code == 409
-    message = Message()
+    assert (await bulk_pull(running, b)).status_code == 200
+    body = pack([pull(b).SerializeToString(), b"[]"], {})
+    assert (await post(running, "bulk-pull", body, signed(a))).status_code == 409
+    message = MessageProto()
     message.metadata.src_node_id = b.node_id
     request = PushMessagesRequest(node=Node(node_id=a.node_id), messages_list=[message])
     request.message_object_trees.add()
-    answer = await post(running, "bulk-push", pack([request.SerializeToString()], {}), signed(a))
+    answer = await bulk_push(running, a, pack([request.SerializeToString()], {}))
     assert answer.status_code == 400
     assert "in its own name" in answer.json()["detail"]
+    body = pack([request.SerializeToString(), b""], {})
+    assert (await at_superlink(running, "push", body, signed(a))).status_code == 400
 
 
-async def test_a_whole_message_is_what_flowers_own_paths_give(waiting: Fleet) -> None:
+# --- messages to a node
+
+
+async def test_a_message_comes_with_its_run_and_model(waiting: Fleet) -> None:
     (member,) = waiting.members.values()
-    envelope, run, objects = await next_message(waiting, member)
-    stock = await post(waiting, "pull-messages", pull(member), signed(member))
-    assert PullMessagesResponse.FromString(stock.content) == envelope
-    node, run_id = Node(node_id=member.node_id), envelope.messages_list[0].metadata.run_id
+    got = await next_message(waiting, member)
+    node, run_id = Node(node_id=member.node_id), got.proto.metadata.run_id
     stock = await post(waiting, "get-run", GetRunRequest(node=node, run_id=run_id), signed(member))
-    assert run_of(stock.content) == run
-    object_ids = {item.object_id for item in iterate_object_tree(envelope.message_object_trees[0])}
-    assert objects.keys() == object_ids
-    for object_id in object_ids:
-        request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
-        stock = await post(waiting, "pull-object", request, signed(member))
-        assert PullObjectResponse.FromString(stock.content).object_content == objects[object_id]
+    assert run_of(stock.content) == got.run
+    content = got.message().content
+    assert content.array_records["arrays"]["weight"].numpy().tolist() == [[0.0] * 3] * 2
+    assert content.config_records["config"]["server-round"] == 1
 
 
-async def test_a_message_is_handed_out_whole_until_it_is_answered(waiting: Fleet) -> None:
+async def test_a_node_that_has_the_model_gets_the_rest_only(waiting: Fleet) -> None:
+    """The model that was evaluated is the one that the next round trains from: it is sent once."""
+    (member,) = waiting.members.values()
+    train = await next_message(waiting, member)
+    assert len(train.data) == 1
+    again = await next_message(waiting, member, had=train.letter.blobs)
+    assert (again.letter, again.data) == (train.letter, [])
+    assert (await bulk_push(waiting, member, trained(member, train))).status_code == 200
+    evaluate = await next_message(waiting, member, had=train.letter.blobs)
+    assert evaluate.proto.metadata.message_type == "evaluate"
+    assert evaluate.message().content.array_records["arrays"]["weight"].numpy().tolist() == [[1.0] * 3] * 2
+
+
+async def test_a_message_is_handed_out_until_it_is_answered(waiting: Fleet) -> None:
     """A connection that is lost with the answer in it loses no message; an answer that is not whole is none."""
     (member,) = waiting.members.values()
     first, again = [await next_message(waiting, member) for _ in range(2)]
     assert first == again
-    request, objects = refusal(member, first[0].messages_list[0])
-    without_objects = pack([request.SerializeToString()], {})
-    assert (await post(waiting, "bulk-push", without_objects, signed(member))).status_code == 400
-    whole = pack([request.SerializeToString()], objects)
-    assert (await post(waiting, "bulk-push", whole, signed(member))).status_code == 200
+    answer = trained(member, first)
+    assert (await bulk_push(waiting, member, answer[:20])).status_code == 400
+    assert (await bulk_push(waiting, member, refusal(member, first))).status_code == 200
     events = await waiting.end_of_run()
     (reply,) = [event for event in events if event.kind is EventKind.REPLY]
     assert reply.text == "no data today"
     assert events[-1].text == "no site could train: no data today"
-    assert (await post(waiting, "bulk-pull", pull(member), signed(member))).content == b""
+    assert (await bulk_pull(waiting, member)).content == b""
 
 
 async def test_a_poll_that_was_given_up_loses_no_message(tmp_path_factory: pytest.TempPathFactory) -> None:
     async with fleet(tmp_path_factory.mktemp("given-up")) as it:
         member = it.admit("a")
         await it.register(member)
-        poll = asyncio.create_task(post(it, "bulk-pull", pull(member), signed(member), wait=20.0))
+        poll = asyncio.create_task(bulk_pull(it, member, wait=20.0))
         async with asyncio.timeout(10):
             while ("a", False) not in it.seen:  # noqa: ASYNC110 - the poll has arrived
                 await asyncio.sleep(0.01)
         await it.start_run(averaging_app(), [member], rounds=1)
         poll.cancel()
-        envelope, _, _ = await next_message(it, member)
-        assert envelope.messages_list[0].metadata.message_type == "train"
+        assert (await next_message(it, member)).proto.metadata.message_type == "train"
+
+
+async def test_a_withdrawn_grant_ends_a_poll_that_the_aggregator_holds(running: Fleet) -> None:
+    late = running.admit("late")
+    await running.register(late)
+    poll = asyncio.create_task(bulk_pull(running, late, wait=40.0))
+    async with asyncio.timeout(10):
+        while ("late", False) not in running.seen:  # noqa: ASYNC110 - the poll has arrived
+            await asyncio.sleep(0.01)
+        del running.grants[late.public_key]
+        assert (await poll).status_code == 401
 
 
 async def test_a_stopped_run_has_no_message_to_hand_out_again(waiting: Fleet) -> None:
     (member,) = waiting.members.values()
-    envelope, _, _ = await next_message(waiting, member)
+    got = await next_message(waiting, member)
     endpoint = waiting.backend.endpoint(PROJECT)
     assert endpoint is not None
-    await SuperLink(endpoint).stop_run(envelope.messages_list[0].metadata.run_id)
-    answer = await post(waiting, "bulk-pull", pull(member), signed(member))
+    await SuperLink(endpoint).stop_run(got.proto.metadata.run_id)
+    answer = await bulk_pull(waiting, member)
     assert (answer.status_code, answer.content) == (200, b"")
-    request, objects = refusal(member, envelope.messages_list[0])
-    body = pack([request.SerializeToString()], objects)
-    assert (await post(waiting, "bulk-push", body, signed(member))).status_code == 403
+    for body in (refusal(member, got), trained(member, got)):
+        assert (await bulk_push(waiting, member, body)).status_code == 403
+
+
+async def test_a_message_whose_model_is_gone_is_none(waiting: Fleet) -> None:
+    """As where the ServerApp has just ended: the node waits on, and no file is sent in its place."""
+    (member,) = waiting.members.values()
+    got = await next_message(waiting, member)
+    (name,) = got.letter.blobs
+    (mail_of(waiting) / name).unlink()
+    (mail_of(waiting) / name).symlink_to("/etc/passwd")
+    answer = await bulk_pull(waiting, member)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+# --- answers
+
+
+async def test_an_answer_that_comes_twice_counts_once(waiting: Fleet) -> None:
+    """A node that has lost the receipt sends it again."""
+    (member,) = waiting.members.values()
+    answer = trained(member, await next_message(waiting, member))
+    assert [(await bulk_push(waiting, member, answer)).status_code for _ in range(3)] == [200] * 3
+    evaluate = await next_message(waiting, member)
+    assert [path.name for path in mail_of(waiting).iterdir()] == list(evaluate.letter.blobs)
+    assert (await bulk_push(waiting, member, refusal(member, evaluate))).status_code == 200
+    replies = [event for event in await waiting.end_of_run() if event.kind is EventKind.REPLY]
+    assert [event.message_type for event in replies] == ["train", "evaluate"]
+
+
+async def test_an_answer_without_its_model_is_left_out_with_the_reason(waiting: Fleet) -> None:
+    (member,) = waiting.members.values()
+    answer = trained(member, await next_message(waiting, member))
+    envelope, letter, _ = split(answer)
+    assert (await bulk_push(waiting, member, pack([envelope, letter], {}))).status_code == 200
+    assert "a record has 1 arrays, and its blob the data of 0" in (await waiting.end_of_run())[-1].text
+
+
+async def test_an_answer_without_any_content_is_left_out_with_the_reason(waiting: Fleet) -> None:
+    (member,) = waiting.members.values()
+    envelope, *_ = split(trained(member, await next_message(waiting, member)))
+    assert (await bulk_push(waiting, member, pack([envelope], {}))).status_code == 200
+    assert "the site's answer cannot be read" in (await waiting.end_of_run())[-1].text
+
+
+async def test_objects_that_are_not_the_messages_are_refused(waiting: Fleet) -> None:
+    (member,) = waiting.members.values()
+    answer = trained(member, await next_message(waiting, member))
+    envelope, *rest = split(answer)
+    request = PushMessagesRequest.FromString(envelope)
+    request.message_object_trees[0].object_id = "0" * 64
+    body = pack([request.SerializeToString(), *rest], {})
+    assert (await bulk_push(waiting, member, body)).status_code == 400
+    assert len(list(mail_of(waiting).iterdir())) == 1
+
+
+async def test_an_upload_that_breaks_off_leaves_no_file(waiting: Fleet) -> None:
+    (member,) = waiting.members.values()
+    got = await next_message(waiting, member)
+    answer = trained(member, got, size=3_000_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", waiting.port)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in signed(member).items())
+    head = f"POST /v1/fleet/bulk-push HTTP/1.1\r\nHost: hub\r\nContent-Length: {len(answer)}\r\n{headers}\r\n"
+    writer.write(head.encode() + answer[: len(answer) // 2])
+    await writer.drain()
+    async with asyncio.timeout(10):
+        while len(list(mail_of(waiting).iterdir())) < 2:  # noqa: ASYNC110 - half of it has arrived
+            await asyncio.sleep(0.01)
+        writer.close()
+        while len(list(mail_of(waiting).iterdir())) > 1:  # noqa: ASYNC110 - the gateway has noticed
+            await asyncio.sleep(0.01)
+    assert (await bulk_push(waiting, member, answer)).status_code == 200
+
+
+@pytest.mark.parametrize("size", [6, 3_000_000])
+async def test_a_full_disk_is_named(waiting: Fleet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The node hears it at the end of what it sends, whose rest goes nowhere, and no file is left."""
+    (member,) = waiting.members.values()
+    got = await next_message(waiting, member)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(upload, "create_mail", full)
+    answer = await bulk_push(waiting, member, trained(member, got, size=size))
+    assert answer.status_code == 507
+    assert "disk is full" in answer.json()["detail"]
+    assert len(list(mail_of(waiting).iterdir())) == 1
+
+
+# --- through a whole node
+
+
+async def test_an_answer_over_the_limit_is_an_error_with_both_sizes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The round goes on without that site, and says why."""
+    app = averaging_app("weight = np.zeros((200, 100), dtype=np.float32)")
+    async with fleet(tmp_path_factory.mktemp("limit"), body_limit=50_000) as it:
+        member = it.start_node("a", 0.0, app)
+        await it.start_run(app, [member], rounds=1)
+        text = (await it.end_of_run())[-1].text
+    assert "no site could train: The site's answer has 80," in text
+    assert text.endswith("bytes; the service takes 50,000 at most.")
+
+
+async def test_what_the_gateway_refuses_is_told_to_the_run(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(upload, "create_mail", full)
+    app = averaging_app()
+    async with fleet(tmp_path_factory.mktemp("full")) as it:
+        member = it.start_node("a", 0.0, app)
+        await it.start_run(app, [member], rounds=1)
+        text = (await it.end_of_run())[-1].text
+    assert text == "no site could train: The service's disk is full: it could not take this site's answer."

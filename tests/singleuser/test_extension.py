@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -13,12 +14,14 @@ import pytest
 from federator.contract import Assignment, ClientState
 from federator.provisioner import offered_datasets
 
+from tests.fakes.flower_apps import averaging_app
 from tests.fakes.notebook_server import NotebookServer, notebook_server, use_home
 from tests.fakes.service import DownService, FakeService, LockedService, NewerService
 
 KERNEL = "0f0c4a52-6b5d-4c55-9f43-111111111111"
 ASSIGNMENT = Assignment("part1", "proj1", "Histo <pathology>", "north", "slides", KERNEL, "ab" * 32)
 SPEC = "flower-client-proj1"
+WAITING = ("part1", ClientState.READY, "Waiting for a run.")
 
 
 @pytest.fixture
@@ -108,6 +111,38 @@ async def test_a_withdrawn_assignment_ends_the_kernel_and_takes_the_tile_away(
     await server.until(lambda: no_kernels(server), timeout=5)
     assert SPEC not in await server.kernelspecs()
     assert own.is_dir()
+
+
+async def test_a_client_has_its_app_loaded_before_it_is_ready_and_a_newer_one_while_it_waits(
+    service: FakeService, server: NotebookServer
+) -> None:
+    first, second = (averaging_app(text) for text in ("", "weight = weight * 2"))
+    service.apps = {hashlib.sha256(app).hexdigest(): app for app in (first, second)}
+    old, new = service.apps
+    service.assign(replace(ASSIGNMENT, fab_hash=old))
+    seen = await reported(service, ClientState.READY)
+    assert service.reports[-1] == WAITING
+    assert [path for path in service.asked if path.endswith(old)] == [f"api/participations/part1/apps/{old}"]
+    service.assign(replace(ASSIGNMENT, fab_hash=new))
+    await asyncio.to_thread(service.wait_for, lambda s: any(path.endswith(new) for path in s.asked))
+    await asyncio.to_thread(service.wait_for, lambda s: WAITING in s.reports[seen:])
+
+
+async def test_a_waiting_client_asks_two_questions_that_are_held_and_nothing_else(
+    service: FakeService, server: NotebookServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's for assignments, and the node's for a message."""
+    hold = service.wait_for_news
+    monkeypatch.setattr(service, "wait_for_news", lambda version, seconds: hold(version, min(seconds, 1.0)))
+    app = averaging_app()
+    fab_hash = hashlib.sha256(app).hexdigest()
+    service.apps = {fab_hash: app}
+    service.assign(replace(ASSIGNMENT, fab_hash=fab_hash))
+    await reported(service, ClientState.READY)
+    before = len(service.asked)
+    await asyncio.to_thread(service.wait_for, lambda s: s.asked[before:].count("api/assignments") == 4)
+    assert set(service.asked[before:]) - {"activate-node"} == {"api/assignments"}
+    assert service.asked[before:].count("activate-node") <= 1
 
 
 async def test_a_crash_is_reported_with_its_reason_and_the_kernel_comes_back(

@@ -34,6 +34,7 @@ from flwr.supercore.primitives.asymmetric import sign_message
 from google.protobuf.message import Message as Protobuf
 
 from hub_service.domain.runs import EventKind
+from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import averaging_app
@@ -183,6 +184,50 @@ async def test_a_withdrawn_grant_ends_a_waiting_poll_within_a_second(idle: Fleet
     withdrawn = time.monotonic()
     assert (await poll).status_code == 401
     assert time.monotonic() - withdrawn < 1.0
+
+
+async def cut_off_poll(it: Fleet, member: Member) -> None:
+    """A poll that waits, and whose connection is then lost."""
+    before = len(it.seen)
+    poll = asyncio.create_task(post(it, "pull-messages", pull(member), signed(member), wait=20.0))
+    async with asyncio.timeout(5):
+        while len(it.seen) == before:  # noqa: ASYNC110 - the poll has arrived
+            await asyncio.sleep(0.01)
+    poll.cancel()
+    with suppress(asyncio.CancelledError):
+        await poll
+
+
+async def test_a_lost_connection_is_told_unless_the_node_has_another(idle: Fleet) -> None:
+    lost, back = idle.admit("lost"), idle.admit("back")
+    other = asyncio.create_task(post(idle, "pull-messages", pull(back), signed(back), wait=20.0))
+    async with asyncio.timeout(5):
+        while ("back", False) not in idle.seen:  # noqa: ASYNC110 - the poll has arrived
+            await asyncio.sleep(0.01)
+    await cut_off_poll(idle, back)
+    await cut_off_poll(idle, lost)
+    async with asyncio.timeout(5):
+        while "lost" not in idle.cut_off:  # noqa: ASYNC110 - the gateway has noticed
+            await asyncio.sleep(0.01)
+    assert "back" not in idle.cut_off
+    del idle.grants[back.public_key]
+    assert (await other).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        ("", POLL_S),
+        ("respond-async", POLL_S),
+        ("wait=", POLL_S),
+        ("wait=45", 45.0),
+        ("wait=0", 0.0),
+        ("wait=600", LONGEST_POLL_S),
+    ],
+)
+def test_a_poll_is_held_as_long_as_it_asks_within_the_limit(idle: Fleet, prefer: str, seconds: float) -> None:
+    """A stock node says nothing."""
+    assert idle.gateway.poll_s(prefer) == seconds
 
 
 async def test_activation_waits_for_the_aggregator_and_brings_the_node_online(running: Fleet) -> None:

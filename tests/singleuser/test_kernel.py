@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,19 @@ async def test_leave_ends_the_participation(service: FakeService) -> None:
         assert service.assignments == {}
 
 
+async def test_its_libraries_start_as_many_threads_as_there_are_cores_for_it(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the site or the person has not said how many."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CPU_LIMIT", "1")
+    async with client_kernel() as kernel:
+        assert (await kernel.run("import os; os.environ['OMP_NUM_THREADS']"))["text/plain"] == "'1'"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    async with client_kernel() as kernel:
+        assert (await kernel.run("import os; os.environ['OMP_NUM_THREADS']"))["text/plain"] == "'7'"
+
+
 async def test_shutdown_takes_less_than_two_seconds(service: FakeService) -> None:
     async with client_kernel() as kernel:
         await reported(service, ClientState.READY)
@@ -195,6 +209,22 @@ class TestFlowerClient:
         assert node.started.wait(10)
         client.interrupt()
         assert node.interrupts == 1
+
+    def test_the_node_prepares_the_newest_app_now_and_when_it_is_started_again(
+        self, service: FakeService, make: Callable[[Any], FlowerClient]
+    ) -> None:
+        node = StandInNode()
+        client = make(node.made)
+        client.start()
+        assert node.started.wait(10)
+        client.reassign(replace(ASSIGNMENT, fab_hash="cd" * 32))
+        assert node.prepared == ["ab" * 32, "cd" * 32]
+        client.pause()
+        node.started.clear()
+        client.reassign(replace(ASSIGNMENT, fab_hash="ef" * 32))
+        client.resume()
+        assert node.started.wait(10)
+        assert node.prepared == ["ab" * 32, "cd" * 32, "ef" * 32]
 
     def test_a_stopping_node_reports_nothing_more(
         self, service: FakeService, make: Callable[[Any], FlowerClient]

@@ -13,6 +13,7 @@ from federator.contract import ClientState
 from hub_service.domain.runs import EventKind, RunEvent
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import (
+    CLIENT,
     SERVER,
     app_with_bad_sites,
     averaging_app,
@@ -180,3 +181,130 @@ async def test_a_hub_that_goes_away_is_waited_for(tmp_path: Path) -> None:
         it.come_back()
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+
+
+def noting_app(folder: Path, name: str, train: str = "") -> bytes:
+    """An app that writes a line into the file "app" when it is imported."""
+    client = CLIENT.format(train="\n".join(f"    {line}" for line in train.splitlines()))
+    note = f"with open({str(folder / 'app')!r}, 'a') as file:\n    file.write('{name} imported\\n')\n"
+    return fab({"server_app.py": SERVER, "client_app.py": client + note})
+
+
+def noted(folder: Path) -> list[str]:
+    return (folder / "app").read_text().splitlines() if (folder / "app").exists() else []
+
+
+async def test_the_approved_app_is_loaded_before_the_node_says_that_it_waits(tmp_path: Path) -> None:
+    """The run's messages find it there, and nobody fetches it again."""
+    async with fleet(tmp_path) as it:
+        app = noting_app(tmp_path, "first")
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        assert await member.reaches(ClientState.READY) == "Waiting for a run."
+        assert noted(tmp_path) == ["first imported"]
+        assert [detail for _, detail in member.states][1:3] == ["Loading the approved app.", "Waiting for a run."]
+        await it.start_run(app, [member], rounds=1)
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+        assert noted(tmp_path) == ["first imported"]
+        assert "get-fab" not in {operation for operation, _ in it.requests}
+
+
+async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> None:
+    """Its person reads why, and a run gets that as its answer."""
+    async with fleet(tmp_path) as it:
+        app = fab({"server_app.py": SERVER, "client_app.py": "import no_such_module_anywhere"})
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        reason = "No module named 'no_such_module_anywhere' (tinyapp/client_app.py:1)"
+        text = f"Waiting for a run. The approved app could not be loaded: ModuleNotFoundError: {reason}"
+        assert await member.reaches(ClientState.READY) == text
+        await it.start_run(app, [member], rounds=1)
+        assert (await it.end_of_run())[-1].text.startswith(f"no site could train: ModuleNotFoundError: {reason}")
+        assert (await it.end_of_run())[-1].kind is EventKind.FAILED
+
+
+async def test_what_is_not_the_approved_app_is_not_loaded(tmp_path: Path) -> None:
+    """Nothing of it is imported: not approved, other bytes, or not there."""
+    async with fleet(tmp_path) as it:
+        app = noting_app(tmp_path, "bad")
+        unapproved, forged, missing = it.admit("unapproved"), it.admit("forged"), it.admit("missing")
+        fab_hash = unapproved.approve(app)
+        unapproved.approved.clear()
+        forged.approved.add("ab" * 32)
+        forged.apps["ab" * 32] = app
+        missing.approved.add("cd" * 32)
+        for member, wanted in ((unapproved, fab_hash), (forged, "ab" * 32), (missing, "cd" * 32)):
+            member.prepare(wanted)
+            member.start(it.address, tmp_path)
+        texts = [await member.reaches(ClientState.READY) for member in (unapproved, forged, missing)]
+        assert [text.removeprefix("Waiting for a run. The approved app could not be loaded: ") for text in texts] == [
+            "This site's data steward has not approved this app version for its dataset.",
+            "The service sent another app than the approved one.",
+            "There is no such app.",
+        ]
+        assert noted(tmp_path) == []
+        assert unapproved.fetched == []
+
+
+async def test_a_newer_version_is_loaded_while_the_node_waits(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it:
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(noting_app(tmp_path, "first")))
+        member.start(it.address, tmp_path)
+        await member.reaches(ClientState.READY)
+        member.states.clear()
+        member.prepare(member.approve(noting_app(tmp_path, "second")))
+        assert await member.says("Loading the approved app.") is ClientState.READY
+        await member.says("Waiting for a run.")
+        assert noted(tmp_path) == ["first imported", "second imported"]
+
+
+async def test_a_newer_version_waits_for_the_end_of_a_run(tmp_path: Path) -> None:
+    """What the app has in memory is there until its run's last message."""
+    async with fleet(tmp_path, longest_poll_s=5.0) as it:
+        train = f"with open({str(tmp_path / 'app')!r}, 'a') as file:\n    file.write('trained\\n')"
+        app = noting_app(tmp_path, "first", train)
+        member = it.start_node("a", 1.0, app)
+        await it.start_run(app, [member], rounds=3)
+        await it.events(lambda event: event.kind is EventKind.MODEL)
+        member.prepare(member.approve(noting_app(tmp_path, "second")))
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+        await it.backend.stop(PROJECT)
+        await member.says("Loading the approved app.")
+        await member.says("Waiting for a run.")
+        async with asyncio.timeout(30):
+            while noted(tmp_path)[-1] != "second imported":  # noqa: ASYNC110 - written by the app
+                await asyncio.sleep(0.02)
+        assert noted(tmp_path) == ["first imported", *["trained"] * 3, "second imported"]
+
+
+@pytest.mark.parametrize("aggregator", [False, True], ids=["no aggregator", "an aggregator"])
+async def test_an_idle_node_sends_one_poll_after_the_other_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aggregator: bool
+) -> None:
+    """Each is held to its end."""
+    poll_s = 0.4
+    monkeypatch.setattr("federator.node._HEARTBEAT_S", poll_s / 4)
+    async with fleet(tmp_path, longest_poll_s=poll_s) as it:
+        member = it.admit("a", 1.0)
+        if aggregator:
+            await it.register(member)
+        member.start(it.address, tmp_path)
+        await member.reaches(ClientState.READY)
+        if aggregator:
+            await it.answers(1)  # it has joined
+        for operation, seconds in await it.answers(4):
+            assert operation == ("bulk-pull" if aggregator else "activate-node")
+            assert seconds >= poll_s
+
+
+async def test_a_node_at_work_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federator.node._HEARTBEAT_S", 0.05)
+    async with fleet(tmp_path) as it:
+        app = averaging_app("import time\ntime.sleep(0.5)")
+        member = it.start_node("a", 1.0, app)
+        await it.start_run(app, [member], rounds=1)
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+        assert [operation for operation, _ in it.requests].count("send-node-heartbeat") >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from federator import notebook
 from federator import service_client as api
 from federator.contract import ApprovalState, ClientState, MemberState
+from federator.supervisor import POLL_WAIT
 
 from tests.fakes.hub import FakeHub
 from tests.fakes.web_world import World, public_key, served_world
@@ -45,19 +47,23 @@ def forget_who_asks() -> None:
 async def test_what_a_notebook_server_asks_and_reports(world: World) -> None:
     project_id, fab_hash = await world.shared_project()
     async with api.AsyncServiceClient(access(world, "ben")) as service:
-        first = await service.call(api.get_assignments("", 25))
+        first = await service.call(api.get_assignments("", POLL_WAIT))
         (assignment,) = first.assignments
         assert (assignment.project_id, assignment.site, assignment.fab_hash) == (project_id, "south", fab_hash)
         approvals = await service.call(api.register_node(assignment.participation_id, public_key().encode()))
         assert approvals.fab_hashes == (fab_hash,)
         assert await service.call(api.get_site_approvals(assignment.participation_id)) == approvals
+        app = await service.call(api.get_approved_app(assignment.participation_id, fab_hash))
+        assert hashlib.sha256(app).hexdigest() == fab_hash
         await service.call(api.report_client(assignment.participation_id, ClientState.PAUSED, "by " * 1000))
 
-        news = asyncio.create_task(service.call(api.get_assignments(first.version, 25)))
+        news = asyncio.create_task(service.call(api.get_assignments(first.version, POLL_WAIT)))
         principal = world.principal("sue")
         world.coordinator.decide(principal, project_id, fab_hash, "slides", "south", ApprovalState.REVOKED, "no more")
         async with asyncio.timeout(10):
             assert (await news).assignments == ()
+        with pytest.raises(api.NotFound, match="approved"):
+            await service.call(api.get_approved_app(assignment.participation_id, fab_hash))
 
 
 async def test_the_journey_in_notebooks(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,16 @@ ASSIGNMENT = Assignment("part1", "proj1", "Histo", "north", "slides", KERNEL, "a
 
 
 class StandInKernels:
-    """Kernels that are only names. `refuse`: the reason that each start is refused with."""
+    """Kernels that are only names. `refuse`: the reason that each start is refused with.
+
+    Unlike the kernel manager they do not say that they have started: a test does.
+    """
 
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.refuse = ""
+        self.deaf = False  # answers nothing that it is told
+        self.told: list[Assignment] = []
         self.attempts = 0
 
     def running_clients(self) -> set[str]:
@@ -36,6 +41,10 @@ class StandInKernels:
         if self.refuse:
             raise CannotStart(self.refuse)
         self.running.add(assignment.kernel_id)
+
+    async def tell_client(self, assignment: Assignment) -> bool:
+        self.told.append(assignment)
+        return not self.deaf
 
     async def stop_client(self, kernel_id: str) -> None:
         self.running.discard(kernel_id)
@@ -197,3 +206,35 @@ async def test_a_proxy_that_holds_no_questions_is_not_flooded(
         before = service.requests
         await asyncio.sleep(0.5)
     assert service.requests - before <= 1
+
+
+async def test_a_running_kernel_hears_of_a_newer_version_once(service: FakeService, bench: Bench) -> None:
+    service.assign(ASSIGNMENT)
+    bench.start()
+    await bench.until(lambda: bench.kernels.running)
+    bench.supervisor.started(KERNEL)
+    newer = replace(ASSIGNMENT, fab_hash="cd" * 32)
+    service.assign(newer)
+    await bench.until(lambda: bench.kernels.told)
+    await another_answer(service, bench)
+    assert bench.kernels.told == [newer]
+
+
+async def test_a_kernel_that_did_not_answer_is_told_again(service: FakeService, bench: Bench) -> None:
+    service.assign(ASSIGNMENT)
+    bench.start()
+    await bench.until(lambda: bench.kernels.running)
+    bench.supervisor.started(KERNEL)
+    bench.kernels.deaf = True
+    newer = replace(ASSIGNMENT, fab_hash="cd" * 32)
+    service.assign(newer)
+    await bench.until(lambda: bench.kernels.told)
+    bench.kernels.deaf = False
+    await another_answer(service, bench)
+    assert bench.kernels.told == [newer, newer]
+
+
+async def another_answer(service: FakeService, bench: Bench) -> None:
+    """The service tells of one more assignment, and the supervisor has acted on that."""
+    service.assign(replace(ASSIGNMENT, participation_id="part2", project_id="proj2", kernel_id="other"))
+    await bench.until(lambda: "other" in bench.kernels.running)

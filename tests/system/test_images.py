@@ -43,7 +43,7 @@ START_SUPERLINK = """
 import subprocess, sys, time, urllib.error, urllib.request
 superlink = subprocess.Popen([
     sys.executable, "-m", "hub_service.aggregators.superlink_process", "--insecure", "--host", "127.0.0.1",
-    "--port", "9000", "--isolation", "process", "--database", "/tmp/superlink.db",
+    "--port", "9000", "--isolation", "process", "--node-ids", "/tmp/node-ids.json",
     "--disable-runtime-dependency-installation",
 ])
 while superlink.poll() is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from federator.app_import import NameTaken, forget, import_attribute, own_line
+from federator.app_import import NameTaken, forget, import_attribute, import_for_first_use, own_line
 from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved
 from federator.service_client import Unreachable
 
@@ -111,6 +111,20 @@ def test_a_module_of_this_process_is_never_taken_for_the_app(tmp_path: Path) -> 
     with pytest.raises(NameTaken, match="json"):
         import_attribute("json:app", tmp_path)
     assert str(tmp_path) not in sys.path
+
+
+def test_what_a_library_imports_at_its_first_use_is_imported_before(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of libraries that are here, and only of those."""
+    late = {"guestapp": "guestapp.part", "guestapp.part": "guestapp.missing", "no_such_library": "no_such_library.late"}
+    monkeypatch.setattr("federator.app_import._IMPORTED_AT_FIRST_USE", late)
+    import_for_first_use()
+    assert "guestapp" not in sys.modules
+    import_attribute("guestapp:__name__", make_app("late", ""))
+    assert "guestapp.part" not in sys.modules
+    import_for_first_use()
+    assert "guestapp.part" in sys.modules
 
 
 def test_the_line_of_an_error_is_the_apps_innermost(make_app: MakeApp) -> None:

@@ -18,8 +18,8 @@ from hub_service.domain.errors import Conflict, FederationError, Forbidden, Inva
 from hub_service.domain.policy import Action
 from hub_service.domain.projects import Principal
 from hub_service.domain.runs import EventKind, RunEvent, RunTarget
-from hub_service.presence import LOST_AFTER
-from tests.fakes.federation import ANNA, BEA, BERT, CARL, STEWARDS, Federation, new_key, person
+from hub_service.presence import BACK_WITHIN, LOST_AFTER
+from tests.fakes.federation import ANNA, BEA, BERT, CARL, DORA, STEWARDS, Federation, new_key, person
 from tests.fakes.hub_directory import DownHubDirectory
 
 
@@ -608,6 +608,25 @@ class TestClients:
             ask.site_approvals(BERT, participation_id)
         with pytest.raises(NotFound):
             ask.site_approvals(BERT, "nothing")
+        with pytest.raises(NotFound):
+            ask.approved_app(BERT, participation_id, "ab" * 32)
+
+    async def test_a_server_gets_an_app_while_it_is_approved_for_its_dataset(self, federation: Federation) -> None:
+        project_id = federation.new_project(fab=b"app 1")
+        mine = federation.join(project_id, ANNA)
+        fab_hash = federation.newest_hash(project_id)
+        with pytest.raises(NotFound, match="approved"):
+            federation.coordinator.approved_app(ANNA, mine, fab_hash)
+        federation.decide(project_id, "a")
+        assert federation.coordinator.approved_app(ANNA, mine, fab_hash) == b"app 1"
+        federation.decide(project_id, "a", ApprovalState.REVOKED)
+        with pytest.raises(NotFound, match="approved"):
+            federation.coordinator.approved_app(ANNA, mine, fab_hash)
+
+    async def test_a_supernodes_app_is_given_to_no_server(self, federation: Federation) -> None:
+        project_id, participation_id = await federation.supernode_project()
+        with pytest.raises(Forbidden):
+            federation.coordinator.approved_app(DORA, participation_id, federation.newest_hash(project_id))
 
     @pytest.mark.parametrize(
         ("state", "detail", "shown"),
@@ -652,6 +671,19 @@ class TestClients:
         assert federation.changes.revision(project_topic(project_id)) == before + 1
         federation.coordinator.node_seen(participation_id, working=False)
         assert federation.coordinator.project(BERT, project_id).participants[0].client is ClientState.READY
+
+    async def test_a_node_whose_connection_is_lost_has_a_few_seconds_to_come_back(self, federation: Federation) -> None:
+        _, gone, back = await federation.ready_project()
+        for participation_id in (gone, back, "never seen"):
+            federation.coordinator.node_cut_off(participation_id)
+        federation.clock.advance(seconds=BACK_WITHIN.total_seconds() - 1)
+        federation.coordinator.note_lost_clients()
+        assert federation.participation(gone).client is ClientState.READY
+        federation.coordinator.node_seen(back, working=False)
+        federation.clock.advance(seconds=1)
+        federation.coordinator.note_lost_clients()
+        assert federation.participation(gone).client is ClientState.OFFLINE
+        assert federation.participation(back).client is ClientState.READY
 
     async def test_after_a_restart_a_client_is_offline_until_its_next_poll(
         self, federation: Federation, tmp_path: Path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hub_service.aggregators.observer import ALONE, FEDERATED, ArraySeen, Letter, Observer, fault_of, odd_ones_out
+from hub_service.aggregators.observer import ALONE, FEDERATED, ArraySeen, MessageSeen, Observer, fault_of, odd_ones_out
 from hub_service.domain.runs import EventKind, RunEvent
 
 
@@ -24,8 +24,8 @@ def seen(array: NDArray[np.generic]) -> ArraySeen:
     return ArraySeen(array.dtype.name, array.shape, lambda: array)
 
 
-def letter(**arrays: NDArray[np.generic]) -> Letter:
-    return Letter(7, "train", 1, arrays={"arrays": {name: seen(array) for name, array in arrays.items()}})
+def letter(**arrays: NDArray[np.generic]) -> MessageSeen:
+    return MessageSeen(7, "train", 1, arrays={"arrays": {name: seen(array) for name, array in arrays.items()}})
 
 
 SENT = letter(weight=np.zeros((2, 3), np.float32))
@@ -52,7 +52,7 @@ def test_a_good_reply_is_reported_with_its_metrics_examples_and_duration(
     observer.enter(FEDERATED)
     observer.sent("m1", SENT)
     clock.now += 2.5
-    reply = Letter(7, "train", 0, SENT.arrays, {"loss": 0.5, "num-examples": 12}, size=24)
+    reply = MessageSeen(7, "train", 0, SENT.arrays, {"loss": 0.5, "num-examples": 12}, size=24)
     assert observer.replied("m1", reply) == ""
     assert events[-1] == RunEvent(
         EventKind.REPLY,
@@ -70,7 +70,7 @@ def test_a_good_reply_is_reported_with_its_metrics_examples_and_duration(
 
 def test_an_error_reply_is_reported_with_its_reason_and_is_no_fault(observer: Observer, events: list[RunEvent]) -> None:
     observer.sent("m1", SENT)
-    assert observer.replied("m1", Letter(7, "train", 0, error="OSError: no file")) == ""
+    assert observer.replied("m1", MessageSeen(7, "train", 0, error="OSError: no file")) == ""
     assert events[-1].text == "OSError: no file"
 
 
@@ -132,19 +132,19 @@ def test_an_array_that_cannot_be_read_is_a_fault() -> None:
     def unreadable() -> NDArray[np.generic]:
         raise ValueError("pickled")
 
-    reply = Letter(7, "train", 1, arrays={"arrays": {"weight": ArraySeen("float32", (2, 3), unreadable)}})
+    reply = MessageSeen(7, "train", 1, arrays={"arrays": {"weight": ArraySeen("float32", (2, 3), unreadable)}})
     assert fault_of(reply, SENT) == "array 'weight' cannot be read"
 
 
 def test_an_array_of_another_shape_than_it_says_is_a_fault() -> None:
     lying = ArraySeen("float32", (2, 3), lambda: np.zeros((1,), np.float32))
-    reply = Letter(7, "train", 1, arrays={"arrays": {"weight": lying}})
+    reply = MessageSeen(7, "train", 1, arrays={"arrays": {"weight": lying}})
     assert fault_of(reply, SENT) == "array 'weight' has shape [1], not [2, 3] as it says"
 
 
 @pytest.mark.parametrize("examples", [float("nan"), float("inf"), -1.0])
 def test_a_weight_that_would_spoil_the_average_is_a_fault(examples: float) -> None:
-    reply = Letter(7, "train", 1, metrics={"num-examples": examples})
+    reply = MessageSeen(7, "train", 1, metrics={"num-examples": examples})
     assert "num-examples" in fault_of(reply, SENT)
 
 

@@ -20,6 +20,7 @@ from hub_service.changes import project_topic
 from hub_service.domain.runs import EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
 from tests.fakes.aggregators import (
+    CannotStop,
     FakeAggregators,
     FakeSuperLink,
     ForgetfulSuperLink,
@@ -28,6 +29,7 @@ from tests.fakes.aggregators import (
     OutOfReach,
     RefusingSuperLink,
     SlowToStart,
+    SlowToStop,
     reply,
     sent,
 )
@@ -167,6 +169,54 @@ async def test_a_run_goes_from_start_to_model(tmp_path: Path) -> None:
             ("a", "b"): 0.5,
             ("a", ""): pytest.approx(0.55),
         }
+
+
+async def test_the_serverapp_starts_beside_the_superlink(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        assert at.backend.started_beside == {project_id: run_id}
+
+
+async def test_where_a_run_is_near_its_start_is_made_ready(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        await at.looks()
+        assert at.backend.warmed_up == 0
+        project_id, _, _ = await at.federation.ready_project()
+        await at.looks()
+        assert at.backend.warmed_up
+        before = at.backend.warmed_up
+        at.federation.coordinator.start_run(ANNA, project_id, 3, False)
+        await at.looks()
+        assert at.backend.warmed_up > before
+
+
+async def test_nobody_waits_for_the_processes_of_a_finished_run_but_the_next_one(tmp_path: Path) -> None:
+    backend = SlowToStop(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+        assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+        assert backend.stopped == []
+        next_run = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        await at.looks()
+        assert (at.run(next_run).status, list(backend.specs)) == (RunStatus.STARTING, [run_id])
+        backend.may_stop.set()
+        await at.until(lambda: at.run(next_run).status is RunStatus.WAITING, project_id)
+        assert backend.stopped == [project_id]
+
+
+async def test_processes_that_cannot_be_ended_change_nothing_in_what_the_run_came_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = CannotStop(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+        assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+        await at.looks()
+        assert at.run(run_id).status is RunStatus.FINISHED
+        assert "Operation not permitted" in caplog.text
+        backend.permitted = True
 
 
 async def test_an_app_without_the_key_is_given_no_rounds(tmp_path: Path) -> None:

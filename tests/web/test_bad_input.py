@@ -10,7 +10,7 @@ import httpx
 import pytest
 from federator.contract import Route
 
-from hub_service.web.schema import MAX_BODY, MAX_UPLOAD
+from hub_service.web.schema import MAX_BODY, MAX_UPLOAD, MAX_WAIT_S
 from tests.fakes.web_world import CELL, World, notebook, path, plain
 
 BODIES: list[tuple[Route, str, bytes | str | dict[str, Any], str]] = [
@@ -94,7 +94,7 @@ async def test_decisions(world: World, state: str, expires_at: str | None, statu
     assert answer.status_code == status, answer.text
 
 
-@pytest.mark.parametrize("wait", ["soon", "-1", "31", "nan", "inf", "1e400"])
+@pytest.mark.parametrize("wait", ["soon", "-1", str(MAX_WAIT_S + 1), "nan", "inf", "1e400"])
 async def test_a_wait_that_is_none(world: World, wait: str) -> None:
     async with world.api("ada") as api:
         answer = await api.get(Route.ASSIGNMENTS, params={"version": "0", "wait": wait})

@@ -44,6 +44,7 @@ ACCESS: list[tuple[str, Route, dict[str, Any], tuple[int, int, int, int, int]]] 
     ("DELETE", Route.NODE, {}, (401, 404, 403, 404, 403)),
     ("PUT", Route.CLIENT, {"json": {"state": "ready"}}, (401, 404, 204, 404, 404)),
     ("GET", Route.SITE_APPROVALS, {}, (401, 404, 200, 404, 404)),
+    ("GET", Route.APPROVED_APP, {}, (401, 404, 200, 404, 404)),
 ]
 PEOPLE = (None, "cleo", "ben", "ada", "sue")
 

@@ -7,10 +7,14 @@ so that a new version of an app is really loaded.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import threading
 import traceback
 from pathlib import Path
+
+# What a library imports when it is first used, where that takes long: a round would wait for it.
+_IMPORTED_AT_FIRST_USE = {"torch": "torch._dynamo"}  # by the first optimizer
 
 _lock = threading.Lock()
 
@@ -42,6 +46,13 @@ def import_attribute(reference: str, folder: Path, earlier: Path | None = None) 
     for attribute in attributes.split("."):
         found = getattr(found, attribute)
     return found
+
+
+def import_for_first_use() -> None:
+    """Import what the libraries that this process has imported would import later."""
+    for library, module in _IMPORTED_AT_FIRST_USE.items():
+        if library in sys.modules and importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
 
 
 def forget(folder: Path) -> None:

@@ -23,6 +23,7 @@ from federator import service_client as api
 from federator.contract import Assignment, ClientState, RunDetail
 from federator.delay import Delay
 
+REASSIGN = "reassign_client"  # control message to a client kernel; its content is the newest Assignment
 STOP_TIMEOUT = 1.0  # seconds that a stopping kernel gives its node
 REPORT_PAUSE = 0.5  # seconds in which a node at work may change its state again before the service is told
 SHOW_TIMEOUT = 5.0  # seconds that showing the client waits for what the service knows of the last run
@@ -32,6 +33,8 @@ OnState = Callable[[ClientState, str], None]
 
 class RunningNode(Protocol):
     """What `FlowerClient` needs of `federator.node.Node`."""
+
+    def prepare(self, fab_hash: str) -> None: ...
 
     def start(self) -> None: ...
 
@@ -90,6 +93,13 @@ class FlowerClient:
         self._stopping = threading.Event()
         self._joining = threading.Thread(target=self._join, args=(self._stopping,), name="federator-join", daemon=True)
         self._joining.start()
+
+    def reassign(self, assignment: Assignment) -> None:
+        """Take the newest assignment; the node loads its app version. Called by `federator.kernel`."""
+        with self._lock:
+            self.assignment = assignment
+            if self._node is not None:
+                self._node.prepare(assignment.fab_hash)
 
     def pause(self) -> None:
         """Take no part in runs until `resume()`. A message being worked on is given up."""
@@ -187,6 +197,7 @@ class FlowerClient:
             if stopping.is_set():
                 return
             self._node = node
+            node.prepare(self.assignment.fab_hash)
             node.start()
 
     def _set(self, state: ClientState, detail: str) -> None:

@@ -18,6 +18,10 @@ SERVICE_PREFIX = f"/services/{SERVICE_NAME}/"
 FLEET_PREFIX = "/v1/fleet/"
 # Set by the gateway on a 503 that means "your key is good, but no aggregator runs yet: ask again".
 FLEET_WAITING_HEADER = "Federation-Waiting"
+# Sent by nodes that take letters (`federator.parcel`); a stock SuperNode does not send it.
+FLEET_LETTERS_HEADER = "Federation-Letters"
+# Set by the gateway on each message: bytes that the node's answer may have.
+FLEET_BODY_LIMIT_HEADER = "Federation-Body-Limit"
 
 Metrics = dict[str, float]
 
@@ -71,6 +75,7 @@ class Route(StrEnum):
     NODE = "api/participations/{participation_id}/node"
     CLIENT = "api/participations/{participation_id}/client"
     SITE_APPROVALS = "api/participations/{participation_id}/approvals"
+    APPROVED_APP = "api/participations/{participation_id}/apps/{fab_hash}"
 
 
 class MemberState(StrEnum):

@@ -19,7 +19,7 @@ from ipykernel.kernelapp import IPKernelApp
 from pydantic import TypeAdapter
 
 from federator import service_client as api
-from federator.client import STOP_TIMEOUT, FlowerClient, OnState, RunningNode
+from federator.client import REASSIGN, STOP_TIMEOUT, FlowerClient, OnState, RunningNode
 from federator.contract import Assignment, Env
 
 CLIENT_NAME = "client"  # in the kernel's namespace
@@ -42,7 +42,7 @@ def read_assignment(environ: Mapping[str, str]) -> Assignment:
 
 
 class ClientKernel(IPythonKernel):
-    """IPython with `client` in its namespace."""
+    """IPython with `client` in its namespace. Its server tells it of a newer assignment on the control channel."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -56,6 +56,7 @@ class ClientKernel(IPythonKernel):
             return node_for_assignment(assignment, private_key, service, on_state)
 
         self.client = FlowerClient(assignment, service, make_node)
+        self.control_handlers[REASSIGN] = self._reassign
         # Hidden from `%whos` and not removed by `%reset`, as IPython's own names.
         self.shell.push({CLIENT_NAME: self.client}, interactive=False)  # type: ignore[union-attr]
 
@@ -71,6 +72,12 @@ class ClientKernel(IPythonKernel):
     def start(self) -> None:
         super().start()
         self.client.start()
+
+    def _reassign(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        assignment: Assignment = TypeAdapter(Assignment).validate_python(parent["content"])
+        self.client.reassign(assignment)
+        reply = f"{REASSIGN}_reply"
+        self.session.send(stream, reply, {"status": "ok"}, parent, ident=ident)  # type: ignore[union-attr]
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
         """Stop the node, then the kernel."""

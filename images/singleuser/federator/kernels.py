@@ -8,9 +8,11 @@ the tile attaches to the running client. Without the extension's supervisor this
 from __future__ import annotations
 
 import asyncio
+import queue
 import random
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
@@ -18,6 +20,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from traitlets import Float, Instance
 
+from federator.client import REASSIGN
 from federator.contract import Assignment
 from federator.delay import Delay
 from federator.provisioner import StartRefused, refusal
@@ -25,6 +28,7 @@ from federator.supervisor import CannotStart, Supervisor
 from federator.tiles import is_client_spec, spec_name
 
 CHECK_EVERY = 1.0  # seconds between looks at a client kernel's process
+ANSWER_WITHIN = 5.0  # seconds that a client kernel, which may be starting, has to answer a message of ours
 STABLE_AFTER = 30.0  # seconds of life after which an end counts as the first again
 
 
@@ -94,6 +98,24 @@ class FederatorKernelManager(AsyncMappingKernelManager):
         async with self._client_locks[kernel_id]:
             if kernel_id in self:
                 await self._async_shutdown_kernel(kernel_id)
+
+    async def tell_client(self, assignment: Assignment) -> bool:
+        """For `Supervisor`: tell a running kernel its newest assignment; whether it has answered.
+
+        A cell that runs in the kernel does not keep it from answering.
+        """
+        if assignment.kernel_id not in self:
+            return False
+        client = self.get_kernel(assignment.kernel_id).client()
+        client.start_channels(shell=False, iopub=False, stdin=False, hb=False, control=True)
+        try:
+            client.control_channel.send(client.session.msg(REASSIGN, asdict(assignment)))
+            await client.control_channel.get_msg(timeout=ANSWER_WITHIN)
+        except queue.Empty:
+            return False
+        finally:
+            client.stop_channels()
+        return True
 
     async def _start_client(self, assignment: Assignment, **launch: Any) -> str:
         kernel_id = assignment.kernel_id

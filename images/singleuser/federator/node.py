@@ -12,35 +12,34 @@ the app does ends the process.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import ctypes
 import hashlib
 import json
 import logging
 import os
-import random
 import shutil
-import ssl
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.message import remove_content_from_message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.install import install_from_fab
 from flwr.clientapp import ClientApp
 from flwr.common.config import get_fused_config_from_fab, get_project_config
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, TIMESTAMP_HEADER, ErrorCode
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -55,59 +54,33 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node as NodeProto
 from flwr.proto.run_pb2 import GetRunResponse
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from flwr.supercore.run import Run
-from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import Message as Protobuf
 
 from federator import service_client as api
-from federator.app_import import forget, import_attribute, own_line
+from federator.app_import import forget, import_attribute, import_for_first_use, own_line
 from federator.approvals import ApprovalCheck, FetchApproved, NotApproved
-from federator.contract import FLEET_PREFIX, FLEET_WAITING_HEADER, Assignment, ClientState, Env
-from federator.framing import pack, unpack
+from federator.contract import Assignment, ClientState, Env
+from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
+from federator.framing import Data, size_of
+from federator.parcel import Letter, content_of, letter_of, plain_array
 
 _log = logging.getLogger(__name__)
 
 OnState = Callable[[ClientState, str], None]
 NodeConfig = Mapping[str, str | int | float | bool]
+FetchApp = Callable[[str], bytes]
 
-POLL_S = 20.0  # how long the gateway may hold a poll
-_CALL_TIMEOUT_S = 60.0
-_CONNECT_TIMEOUT_S = 10.0
-_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
-_HEARTBEAT_S = 20.0
+POLL_S = 50.0  # how long the gateway may hold a poll; proxies often cut one off after a minute
+_NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was none
+_HEARTBEAT_S = 20.0  # while a message is worked on; else the open poll says that the node is there
 _FAREWELL_S = 0.4
 _KEPT_RUNS = 4  # contexts of the newest runs; a message of an older run begins with a fresh one
-_MEDIA_TYPE = "application/protobuf"
-_AGAIN = frozenset({404, 429, 500, 502, 503, 504})  # 404: the Hub's proxy while the service restarts
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
 _Result = TypeVar("_Result")
-
-
-class KeyRefused(Exception):
-    """401: the service does not know this node's key, or no longer."""
-
-
-class RunEnded(Exception):
-    """403: the run that a message belonged to does not run any more."""
-
-
-class NodeUnknown(Exception):
-    """409: the aggregator knows this key by another node id than before."""
-
-
-class FleetError(Exception):
-    """The gateway refused a request for good; the text says why."""
 
 
 class AppNotLoaded(Exception):
@@ -118,99 +91,10 @@ class Interrupted(BaseException):
     """Put into the working thread by `Node.interrupt` and `Node.stop`."""
 
 
-class FleetConnection:
-    """Signed Fleet calls over one pool of connections. Waits out a Hub that is away.
-
-    Args:
-        address: host:port of the Hub.
-        root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
-        on_trouble: told when an attempt failed and another follows, with the reason.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        tls: bool,
-        root_certificates: bytes | None,
-        private_key: ec.EllipticCurvePrivateKey,
-        on_trouble: Callable[[str], None],
-    ) -> None:
-        self._private_key = private_key
-        self.public_key: bytes = public_key_to_bytes(private_key.public_key())
-        self._on_trouble = on_trouble
-        # The trust of the whole process (SSL_CERT_FILE, the system's store), not httpx's own list.
-        authority = root_certificates.decode("ascii") if root_certificates else None
-        verify = ssl.create_default_context(cadata=authority) if tls else False
-        self._http = httpx.AsyncClient(
-            base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
-            verify=verify,
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            headers={
-                "content-type": _MEDIA_TYPE,
-                "accept": _MEDIA_TYPE,
-                FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(self.public_key).decode("ascii"),
-                **dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()),
-            },
-        )
-
-    async def close(self) -> None:
-        await self._http.aclose()
-
-    async def call(self, operation: str, request: Protobuf, answer_type: type[_Answer]) -> _Answer:
-        """Ask until there is an answer.
-
-        Raises:
-            KeyRefused, RunEnded, NodeUnknown, FleetError.
-        """
-        return _parsed(await self.exchange(operation, request.SerializeToString()), answer_type)
-
-    async def exchange(self, operation: str, content: bytes) -> bytes:
-        """As `call`, with the bodies as they are."""
-        delay = _FIRST_RETRY_S
-        while True:
-            try:
-                response = await self.send(operation, content)
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__} {error}".strip()
-            else:
-                if response.status_code not in _AGAIN and not response.is_redirect:
-                    return _content(response)
-                reason = f"HTTP {response.status_code}"
-            self._on_trouble(reason)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes, guards nothing
-            delay = min(2 * delay, _LONGEST_RETRY_S)
-
-    async def send(self, operation: str, content: bytes, wait: float | None = None) -> httpx.Response:
-        """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway."""
-        timestamp = now().isoformat()
-        signature = sign_message(self._private_key, timestamp.encode("ascii"))
-        headers = {
-            TIMESTAMP_HEADER: timestamp,
-            FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode("ascii"),
-        }
-        if wait is not None:
-            headers["prefer"] = f"wait={wait:g}"
-        return await self._http.post(operation, content=content, headers=headers)
-
-
 def _parsed(content: bytes, answer_type: type[_Answer]) -> _Answer:
     answer: _Answer = answer_type()
     answer.ParseFromString(content)
     return answer
-
-
-def _content(response: httpx.Response) -> bytes:
-    if response.is_success:
-        return response.content
-    raise {401: KeyRefused, 403: RunEnded, 409: NodeUnknown}.get(response.status_code, FleetError)(_detail(response))
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,22 +108,34 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """An answer ready to be sent: what Flower calls a message with its object tree and objects."""
+    """An answer ready to be sent.
+
+    Attributes:
+        proto: the message without its content.
+        tree: Flower's tree of the objects of that.
+        parts: its letter and the data of its arrays; none for an error.
+        seconds: the app's own time.
+    """
 
     proto: MessageProto
     tree: ObjectTree
-    objects: Mapping[str, bytes]
-    seconds: float  # the app's own time
+    parts: Sequence[Data]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A message with all that is needed to run it."""
+    """A message with all that is needed to run it.
+
+    Attributes:
+        proto: without its content.
+        data: of the arrays that came along; those of blobs that this node had are not among them.
+    """
 
     proto: MessageProto
-    contents: dict[str, bytes]
+    letter: Letter
+    data: Sequence[bytes]
     run: Run
-    fab: bytes
 
 
 class Node:
@@ -251,6 +147,7 @@ class Node:
         root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
         private_key: the node's key; its public half is registered with the service.
         approvals: returns the hashes of the FABs that may run here now; called from a thread of the node.
+        fetch_app: returns the FAB of a hash, or raises ServiceError; called from a thread of the node.
         node_config: what the app reads as `context.node_config`.
         on_state: told of each change, with a text for the researcher; called from a thread of the node.
         work_folder: the app is unpacked in a private folder below it; None for the system's temporary folder.
@@ -264,6 +161,7 @@ class Node:
         root_certificates: bytes | None,
         private_key: ec.EllipticCurvePrivateKey,
         approvals: FetchApproved,
+        fetch_app: FetchApp,
         node_config: NodeConfig,
         on_state: OnState,
         work_folder: Path | None = None,
@@ -277,6 +175,7 @@ class Node:
             on_trouble=self._trouble,
         )
         self._approvals = ApprovalCheck(approvals, time.monotonic)
+        self._fetch_app = fetch_app
         self._node_config = dict(node_config)
         self._on_state = on_state
         self._state: tuple[ClientState, str] | None = None
@@ -285,7 +184,15 @@ class Node:
         self._app_folder = Path()  # of the newest app
         self._loaded: _Loaded | None = None
         self._contexts: OrderedDict[int, Context] = OrderedDict()
+        self._blobs: dict[str, tuple[bytes, ...]] = {}  # of the last message, by name
         self._fabs: dict[str, bytes] = {}
+        self._wanted = ""  # hash of the app that is to be loaded before a message asks for it
+        self._app_trouble = ""  # why it is not
+        self._news = asyncio.Event()  # it may be another one than is loaded
+        self._between_runs = asyncio.Event()
+        self._between_runs.set()
+        self._busy = asyncio.Event()
+        self._process = asyncio.Lock()  # held by whoever loads or runs an app in this process
         self._worker_lock = threading.Lock()
         self._worker_ident: int | None = None
         self._thread = threading.Thread(target=self._main, name="federator-node", daemon=True)
@@ -298,6 +205,18 @@ class Node:
         """Begin to join; returns at once. `on_state` tells how it goes."""
         self._report(ClientState.STARTING, "Connecting to the Hub.")
         self._thread.start()
+
+    def prepare(self, fab_hash: str) -> None:
+        """Load this app as soon as no run is under way here, so that its first message is answered at once.
+
+        Returns at once. Only an approved app is loaded; one that cannot be is told in the state. Called by
+        `federator.client`, before `start()` and when another version has been approved.
+        """
+        self._wanted = fab_hash
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._news.set)
 
     def interrupt(self) -> None:
         """Give up the message being worked on. The aggregator gets an error answer; the next message is taken."""
@@ -319,9 +238,8 @@ class Node:
     # --- the node's thread
 
     def _main(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="flower-app-", dir=self._work_folder)).resolve()
         try:
-            asyncio.run(self._serve())
+            self._serve_in_a_folder()
         except KeyRefused:
             self._report(
                 ClientState.FAILED,
@@ -332,10 +250,17 @@ class Node:
         except Exception as error:  # noqa: BLE001 - nothing may end the kernel; the person is told
             _log.exception("the node failed")
             self._report(ClientState.FAILED, f"The client failed: {type(error).__name__}: {error}")
-        finally:
-            if self._loaded is not None:
-                forget(self._loaded.folder)
-            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _serve_in_a_folder(self) -> None:
+        with tempfile.TemporaryDirectory(
+            prefix="flower-app-", dir=self._work_folder, ignore_cleanup_errors=True
+        ) as folder:
+            self._folder = Path(folder).resolve()
+            try:
+                asyncio.run(self._serve())
+            finally:
+                if self._loaded is not None:
+                    forget(self._loaded.folder)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -344,13 +269,14 @@ class Node:
             return
         connection = self._connect()
         try:
-            while True:
-                self._node_id = await self._activate(connection)
-                async with asyncio.TaskGroup() as tasks:
-                    heartbeat = tasks.create_task(self._send_heartbeats(connection))
+            await self._load_wanted(ClientState.STARTING)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._load_news())
+                tasks.create_task(self._send_heartbeats(connection))
+                while True:
+                    self._node_id = await self._activate(connection)
                     with contextlib.suppress(NodeUnknown):
                         await self._take_messages(connection)
-                    heartbeat.cancel()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -370,76 +296,104 @@ class Node:
         request = ActivateNodeRequest(public_key=connection.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         wait = 0.0
         while True:
-            answer = await self._activation(connection, request, wait)
-            self._report(ClientState.READY, "Waiting for a run.")
-            if answer is not None:
-                return int(answer.node_id)
+            body = await connection.exchange("activate-node", request.SerializeToString(), wait)
+            self._report_waiting("Waiting for a run.")
+            if body:
+                return int(_parsed(body, ActivateNodeResponse).node_id)
             wait = POLL_S
 
-    async def _activation(
-        self, connection: FleetConnection, request: ActivateNodeRequest, wait: float
-    ) -> ActivateNodeResponse | None:
-        """One answer to the wish to join; None: the key is known, but no aggregator runs yet."""
-        try:
-            response = await connection.send("activate-node", request.SerializeToString(), wait)
-        except httpx.TransportError:
-            return await connection.call("activate-node", request, ActivateNodeResponse)
-        if response.headers.get(FLEET_WAITING_HEADER):
-            return None
-        if response.status_code in _AGAIN or response.is_redirect:
-            return await connection.call("activate-node", request, ActivateNodeResponse)
-        return _parsed(_content(response), ActivateNodeResponse)
-
     async def _send_heartbeats(self, connection: FleetConnection) -> None:
-        request = SendNodeHeartbeatRequest(
-            node=NodeProto(node_id=self._node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
         while True:
+            await self._busy.wait()
             await asyncio.sleep(_HEARTBEAT_S)
-            with contextlib.suppress(NodeUnknown, RunEnded, FleetError):
-                await connection.call("send-node-heartbeat", request, SendNodeHeartbeatResponse)
+            if self._busy.is_set():
+                request = SendNodeHeartbeatRequest(
+                    node=NodeProto(node_id=self._node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+                )
+                with contextlib.suppress(NodeUnknown, RunEnded, FleetError):
+                    await connection.call("send-node-heartbeat", request, SendNodeHeartbeatResponse)
 
     async def _take_messages(self, connection: FleetConnection) -> None:
-        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id)).SerializeToString()
+        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
         while True:
             asked_at = time.monotonic()
-            body = await connection.exchange("bulk-pull", request)
-            if not body:
-                self._report(ClientState.READY, "Waiting for a run.")
-                if time.monotonic() - asked_at < _FIRST_RETRY_S:  # whoever answered holds no polls
-                    await asyncio.sleep(_FIRST_RETRY_S)
+            received = await connection.pull(request, self._blobs, POLL_S, self._note_message)
+            if not received.parts:
+                self._busy.clear()
+                self._between_runs.set()
+                self._report_waiting("Waiting for a run.")
+                if time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls
+                    await asyncio.sleep(_NO_POLL_S)
                 continue
-            (envelope, run), contents = unpack(body, messages=2)
+            envelope, run, letter, *data = received.parts
             (proto,) = _parsed(envelope, PullMessagesResponse).messages_list
-            self._report(ClientState.WORKING, _describe(proto))
+            self._between_runs.clear()
             try:
-                await self._answer(connection, proto, run_from_proto(_parsed(run, GetRunResponse).run), contents)
+                async with self._process:
+                    self._report(ClientState.WORKING, _describe(proto))
+                    task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
+                    await self._answer(connection, task, received.body_limit)
             except RunEnded:
                 _log.info(
                     "run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id
                 )
             except FleetError as error:
                 _log.warning("message %s is lost: %s", proto.metadata.message_id, error)
-            self._report(ClientState.READY, "Waiting for the next message.")
+            finally:
+                self._busy.clear()
+            self._report_waiting("Waiting for the next message.")
 
-    async def _answer(
-        self, connection: FleetConnection, proto: MessageProto, run: Run, contents: dict[str, bytes]
-    ) -> None:
+    def _note_message(self) -> None:
+        """A message begins to come in: from now on no poll says that this node is there."""
+        self._busy.set()
+        self._report(ClientState.WORKING, "Receiving a message.")
+
+    async def _load_news(self) -> None:
+        """Load each app that `prepare` names while this node serves, between runs."""
+        while True:
+            await self._news.wait()
+            await self._between_runs.wait()
+            async with self._process:
+                if self._between_runs.is_set():
+                    self._news.clear()
+                    await self._load_wanted(ClientState.READY)
+                    self._report_waiting("Waiting for a run.")
+
+    async def _load_wanted(self, state: ClientState) -> None:
+        """Load the app that `prepare` has named, if it is not; `state` is what this node is in meanwhile."""
+        fab_hash = self._wanted
+        if fab_hash and (self._loaded is None or self._loaded.fab_hash != fab_hash):
+            self._report(state, "Loading the approved app.")
+            self._app_trouble = await self._in_worker(partial(self._load_ahead, fab_hash))
+
+    async def _answer(self, connection: FleetConnection, task: _Task, limit: int) -> None:
+        """Run the message and send what comes of it, or an error that says why it cannot be sent."""
+        packed = await self._result(connection, task)
+        size = size_of(packed.parts)
+        if size > limit:
+            reason = f"The site's answer has {size:,} bytes; the service takes {limit:,} at most."
+            packed = _refusal(task, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
         try:
-            await self._in_worker(partial(self._approvals.require, run.fab_hash))
-            fab = await self._fab(connection, run)
+            await self._push(connection, packed)
+        except FleetError as error:
+            if not packed.parts:
+                raise
+            await self._push(connection, _refusal(task, ErrorCode.MESSAGE_UNAVAILABLE, str(error)))
+
+    async def _result(self, connection: FleetConnection, task: _Task) -> _Packed:
+        try:
+            await self._in_worker(partial(self._approvals.require, task.run.fab_hash))
+            fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
-            packed = _packed(_error_reply(proto, ErrorCode.INVALID_FAB, str(refusal)), 0.0)
-        else:
-            packed = await self._in_worker(partial(self._worked, _Task(proto, contents, run, fab)))
-        await self._push(connection, packed)
+            return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
+        return await self._in_worker(partial(self._worked, task, fab))
 
     async def _fab(self, connection: FleetConnection, run: Run) -> bytes:
         """The run's app. Raises NotApproved if the bytes are not those that the hash stands for."""
         if run.fab_hash not in self._fabs:
             request = GetFabRequest(node=NodeProto(node_id=self._node_id), hash_str=run.fab_hash, run_id=run.run_id)
             content = (await connection.call("get-fab", request, GetFabResponse)).fab.content
-            if hashlib.sha256(content).hexdigest() != run.fab_hash:
+            if not _is_fab(content, run.fab_hash):
                 raise NotApproved("The aggregator sent another app than the one that the run names.")
             self._fabs = {run.fab_hash: content}
         return self._fabs[run.fab_hash]
@@ -451,7 +405,7 @@ class Node:
             message_object_trees=[packed.tree],
             clientapp_runtime_list=[packed.seconds],
         )
-        await connection.exchange("bulk-push", pack([request.SerializeToString()], packed.objects))
+        await connection.push([request.SerializeToString(), *packed.parts])
 
     async def _in_worker(self, work: Callable[[], _Result]) -> _Result:
         """What `work` returns or raises, run in a thread that does not keep the process from ending."""
@@ -480,13 +434,37 @@ class Node:
 
     # --- the working thread
 
-    def _worked(self, task: _Task) -> _Packed:
+    def _load_ahead(self, fab_hash: str) -> str:
+        """Load an app that no message has asked for yet; return what kept it from that, or ""."""
+        try:
+            self._approvals.require(fab_hash)
+            content = self._fabs.get(fab_hash) or self._fetch_app(fab_hash)
+            if not _is_fab(content, fab_hash):
+                return "The service sent another app than the approved one."
+            self._fabs = {fab_hash: content}
+            if self._stopped.is_set():
+                return ""
+            with self._interruptible():
+                self._load(fab_hash, content)
+                import_for_first_use()
+        except Interrupted:
+            return "The researcher interrupted it."
+        except AppNotLoaded as error:
+            return self._explain(error.__cause__ or error)
+        except (NotApproved, api.ServiceError) as error:
+            return str(error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the libraries' own code
+            _log.exception("the ClientApp's libraries could not be loaded")
+            return self._explain(error)
+        return ""
+
+    def _worked(self, task: _Task, fab: bytes) -> _Packed:
         """The app's answer, or an error answer that says what went wrong and where in the app."""
         started = time.monotonic()
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         try:
             with self._interruptible():
-                return _packed(self._run_app(task), time.monotonic() - started)
+                return _packed(self._run_app(task, fab), time.monotonic() - started)
         except Interrupted:
             reason = "The researcher interrupted it."
         except AppNotLoaded as error:
@@ -508,27 +486,42 @@ class Node:
             with self._worker_lock:
                 self._worker_ident = None
 
-    def _run_app(self, task: _Task) -> Message:
-        app = self._load(task)
-        message_id = task.proto.metadata.message_id
-        message = cast(Message, inflate_object_from_contents(message_id, task.contents))
-        message.metadata.__dict__["_message_id"] = message_id
-        reply = app(message=message, context=self._context(task))
+    def _run_app(self, task: _Task, fab: bytes) -> Message:
+        app = self._load(task.run.fab_hash, fab)
+        message = make_message(
+            metadata=metadata_from_proto(task.proto.metadata),
+            content=content_of(task.letter, partial(self._take_blob, iter(task.data)), plain_array),
+        )
+        self._forget_blobs(but=task.letter.blobs)
+        reply = app(message=message, context=self._context(task, fab))
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with {type(reply).__name__}, not with a Message")
         return reply
+
+    def _take_blob(self, arrived: Iterator[bytes], name: str, count: int) -> Sequence[bytes]:
+        """The blob's data, from before or out of what has arrived: it is sent to a node once."""
+        if name in self._blobs:
+            return self._blobs[name]
+        data = tuple(islice(arrived, count))
+        if len(data) == count:
+            self._blobs[name] = data
+        return data
+
+    def _forget_blobs(self, but: Sequence[str] = ()) -> None:
+        """Keep the model of this message: the next one mostly brings the same."""
+        self._blobs = {name: data for name, data in self._blobs.items() if name in but}
 
     def _explain(self, error: BaseException) -> str:
         line = own_line(error, self._app_folder)
         return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
 
-    def _load(self, task: _Task) -> ClientApp:
-        """The run's app, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
-        if self._loaded is not None and self._loaded.fab_hash == task.run.fab_hash:
+    def _load(self, fab_hash: str, fab: bytes) -> ClientApp:
+        """The app of the hash, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
+        if self._loaded is not None and self._loaded.fab_hash == fab_hash:
             return self._loaded.app
         earlier, self._loaded = self._loaded, None
         try:
-            folder = install_from_fab(task.fab, install_dir=self._folder, skip_prompt=True).resolve()
+            folder = install_from_fab(fab, install_dir=self._folder, skip_prompt=True).resolve()
             self._app_folder = folder
             reference = get_project_config(folder)["tool"]["flwr"]["app"]["components"]["clientapp"]
             app = import_attribute(reference, folder, earlier.folder if earlier else None)
@@ -539,10 +532,10 @@ class Node:
             raise AppNotLoaded(f"'{reference}' is no ClientApp")
         if earlier is not None:
             shutil.rmtree(earlier.folder, ignore_errors=True)
-        self._loaded = _Loaded(task.run.fab_hash, folder, app)
+        self._loaded, self._app_trouble = _Loaded(fab_hash, folder, app), ""
         return app
 
-    def _context(self, task: _Task) -> Context:
+    def _context(self, task: _Task, fab: bytes) -> Context:
         """The run's context: what the app puts into its state is there at the run's next message."""
         run_id = task.run.run_id
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, run_id, self._node_id
@@ -552,7 +545,7 @@ class Node:
                 node_id=self._node_id,
                 node_config=dict(self._node_config),
                 state=RecordDict(),
-                run_config=get_fused_config_from_fab(task.fab, task.run),
+                run_config=get_fused_config_from_fab(fab, task.run),
                 series_id=task.run.series_id,
             )
             while len(self._contexts) > _KEPT_RUNS:
@@ -564,6 +557,11 @@ class Node:
     def _trouble(self, reason: str) -> None:
         _log.info("the Hub does not answer: %s", reason)
         self._report(ClientState.STARTING, "The Hub does not answer; trying again.")
+
+    def _report_waiting(self, detail: str) -> None:
+        if self._app_trouble:
+            detail = f"{detail} The approved app could not be loaded: {self._app_trouble}"
+        self._report(ClientState.READY, detail)
 
     def _report(self, state: ClientState, detail: str) -> None:
         if self._state != (state, detail):
@@ -584,12 +582,16 @@ def node_for_assignment(
     def approved() -> tuple[str, ...]:
         return service.call(api.get_site_approvals(assignment.participation_id)).fab_hashes
 
+    def fetch_app(fab_hash: str) -> bytes:
+        return service.call(api.get_approved_app(assignment.participation_id, fab_hash))
+
     return Node(
         environ[Env.FLEET_ADDRESS],
         tls=environ.get(Env.FLEET_TLS) == "1",
         root_certificates=None,
         private_key=private_key,
         approvals=approved,
+        fetch_app=fetch_app,
         node_config={
             "dataset": assignment.dataset,
             "dataset-path": datasets.get(assignment.dataset, ""),
@@ -597,6 +599,10 @@ def node_for_assignment(
         },
         on_state=on_state,
     )
+
+
+def _is_fab(content: bytes, fab_hash: str) -> bool:
+    return hashlib.sha256(content).hexdigest() == fab_hash
 
 
 def _describe(proto: MessageProto) -> str:
@@ -609,9 +615,16 @@ def _error_reply(proto: MessageProto, code: int, reason: str) -> Message:
 
 
 def _packed(reply: Message, seconds: float) -> _Packed:
-    reply.metadata.__dict__["_message_id"] = reply.object_id
+    """Arrays go as they are; only what is left of the message becomes objects with ids."""
+    bare = remove_content_from_message(reply)
+    parts: list[Data] = []
+    if reply.has_content():
+        parts.append(letter_of(reply.content, name=lambda _: "").packed())
+        parts += [array.data for record in reply.content.array_records.values() for array in record.values()]
     with no_object_id_recompute():
-        objects = {object_id: item.deflate() for object_id, item in get_all_nested_objects(reply).items()}
-        tree = get_object_tree(reply)
-    bare = remove_content_from_message(reply) if reply.has_content() else reply
-    return _Packed(message_to_proto(bare), tree, objects, seconds)
+        bare.metadata.__dict__["_message_id"] = bare.object_id
+        return _Packed(message_to_proto(bare), get_object_tree(bare), parts, seconds)
+
+
+def _refusal(task: _Task, code: int, reason: str) -> _Packed:
+    return _packed(_error_reply(task.proto, code, reason), 0.0)

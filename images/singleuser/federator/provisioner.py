@@ -20,6 +20,7 @@ from tornado.web import HTTPError
 
 from federator import service_client as api
 from federator.contract import Assignment, Env
+from federator.cpu import THREADS_VARIABLE, usable_cores
 
 SHUTDOWN_TIME = 2.0  # seconds from a polite request to the end; a withdrawn assignment ends at once
 ERROR_TAIL = 4096  # bytes of the kernel's error output read to find its last line
@@ -58,7 +59,7 @@ class FederatorProvisioner(LocalProvisioner):
         super().__init__(**kwargs)
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Check, and add the assignment to the kernel's environment.
+        """Check, and add the assignment and the number of threads to the kernel's environment.
 
         Raises:
             StartRefused: 403, 409 or 503.
@@ -68,6 +69,8 @@ class FederatorProvisioner(LocalProvisioner):
         await self._check_approved(assignment)
         launch: dict[str, Any] = await super().pre_launch(**kwargs)
         launch["env"][Env.ASSIGNMENT.value] = json.dumps(asdict(assignment))
+        # The site's word, or the person's, goes first.
+        launch["env"].setdefault(THREADS_VARIABLE, str(usable_cores(launch["env"])))
         return launch
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:

@@ -248,6 +248,12 @@ def get_site_approvals(participation_id: str) -> Request[SiteApprovals]:
     return Request("GET", _path(Route.SITE_APPROVALS, participation_id=participation_id), SiteApprovals)
 
 
+def get_approved_app(participation_id: str, fab_hash: str) -> Request[bytes]:
+    """The FAB of an app version that may run on the participation's dataset now."""
+    path = _path(Route.APPROVED_APP, participation_id=participation_id, fab_hash=fab_hash)
+    return Request("GET", path, bytes, timeout=UPLOAD_TIMEOUT)
+
+
 class ServiceClient:
     """Sends requests and waits for the answers. Use as a context manager, or `close()`. Safe between threads."""
 

@@ -19,7 +19,7 @@ from federator.contract import Assignment, Assignments, ClientState
 from federator.delay import Delay
 from federator.tiles import Tiles, spec_name
 
-POLL_WAIT = 25  # seconds that the service may hold our question for news
+POLL_WAIT = 50  # seconds that the service may hold our question for news
 OFFLINE_REPORT_TIMEOUT = 2.0  # seconds that a stopping server gives its last report
 
 
@@ -39,6 +39,9 @@ class ClientKernels(Protocol):
         Raises:
             CannotStart: with the reason for the person.
         """
+
+    async def tell_client(self, assignment: Assignment) -> bool:
+        """Tell its running kernel the newest assignment; whether the kernel has answered."""
 
     async def stop_client(self, kernel_id: str) -> None:
         """End the kernel within about two seconds; nothing happens when it is gone already."""
@@ -69,6 +72,7 @@ class Supervisor:
         self._spread = spread
         self._note_activity = note_activity
         self._assignments: dict[str, Assignment] = {}  # by kernel id
+        self._told: dict[str, Assignment] = {}  # what each client kernel knows, by kernel id
         self._paused: set[str] = set()  # kernel ids
         self._starting: dict[str, asyncio.Task[None]] = {}  # by kernel id
         self._reports: dict[str, tuple[ClientState, str]] = {}  # newest unsent report, by participation
@@ -94,8 +98,10 @@ class Supervisor:
             await self._report_offline()
 
     def started(self, kernel_id: str) -> None:
-        """The kernel manager has launched a client kernel."""
+        """The kernel manager has launched a client kernel, with its assignment in the environment."""
         self._paused.discard(kernel_id)
+        if kernel_id in self._assignments:
+            self._told[kernel_id] = self._assignments[kernel_id]
         self._report(kernel_id, ClientState.STARTING, "The client kernel is starting.")
         self._note_activity()
 
@@ -144,6 +150,7 @@ class Supervisor:
     async def _reconcile(self, answer: Assignments) -> None:
         self._assignments = {assignment.kernel_id: assignment for assignment in answer.assignments}
         self._paused &= set(self._assignments)
+        self._told = {k: one for k, one in self._told.items() if k in self._assignments}
         self.answered = True
         try:
             self._tiles.show(answer.assignments)
@@ -153,8 +160,15 @@ class Supervisor:
             self._starting.pop(kernel_id).cancel()
         gone = self._kernels.running_clients() - set(self._assignments)
         await asyncio.gather(*(self._stop(kernel_id) for kernel_id in gone))
-        for kernel_id in set(self._assignments) - self._paused - self._kernels.running_clients():
+        running = self._kernels.running_clients()
+        for kernel_id in set(self._assignments) - self._paused - running:
             self._ensure_started(self._assignments[kernel_id])
+        await asyncio.gather(*(self._tell(one) for k, one in self._assignments.items() if k in running))
+
+    async def _tell(self, assignment: Assignment) -> None:
+        """A kernel that does not answer is told again with the service's next answer."""
+        if self._told.get(assignment.kernel_id) != assignment and await self._kernels.tell_client(assignment):
+            self._told[assignment.kernel_id] = assignment
 
     async def _stop(self, kernel_id: str) -> None:
         self._log.info("Ending the Flower client kernel %s: its assignment was withdrawn", kernel_id)

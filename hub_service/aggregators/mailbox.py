@@ -1,0 +1,98 @@
+"""The ServerApp's side of a run's mail: models go out as blobs, answers come in as parcels. See `mail.py`."""
+
+from __future__ import annotations
+
+import io
+import mmap
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from uuid import uuid4
+
+from federator.framing import framed, split_view
+from federator.parcel import Letter, content_of
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from hub_service.aggregators.mail import MAIL_FOLDER
+from hub_service.aggregators.mapped_array import MappedArray, data_of, map_in_place
+
+
+class Mailbox:
+    """Writes and reads the files of one run's mail.
+
+    Args:
+        run_folder: its mail folder is made if need be.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder / MAIL_FOLDER
+        self._folder.mkdir(exist_ok=True)
+        self._posted: dict[str, int] = {}  # blob -> how many arrays it has
+
+    def post(self, record: ArrayRecord) -> str:
+        """The name of the blob with this record's data, which is written unless the record came from one.
+
+        From then on the record's arrays read their data from the file: a model that is on its way is not held twice.
+        """
+        if name := self._blob_of(record):
+            return name
+        name = uuid4().hex
+        arrays = list(record.values())
+        for index, (array, view) in enumerate(zip(arrays, self._written(name, arrays), strict=True)):
+            map_in_place(array, view, (name, index))
+        self._posted[name] = len(arrays)
+        return name
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Remove all blobs but these: nobody asks for the others any more. What has mapped them reads on."""
+        for name in self._posted.keys() - set(names):
+            (self._folder / name).unlink(missing_ok=True)
+            del self._posted[name]
+
+    def fetch(self, name: str) -> RecordDict:
+        """The content of a site's answer. Its arrays are read from the file, which is removed here.
+
+        Raises BadFrame for what is no answer, FileNotFoundError.
+        """
+        path = self._folder / name
+        with path.open("rb", buffering=0) as file:
+            parts = iter(split_view(_mapped(file)))
+        path.unlink()
+        letter = next(parts, memoryview(b""))
+
+        def take(_: str, count: int) -> Sequence[memoryview]:
+            return list(islice(parts, count))
+
+        return content_of(Letter.unpacked(bytes(letter)), take, MappedArray)
+
+    def _blob_of(self, record: ArrayRecord) -> str:
+        """The blob that has the data of exactly these arrays, in this order; "" if none has."""
+        places = [array.place if isinstance(array, MappedArray) else None for array in record.values()]
+        name, _ = next(iter(places), None) or ("", 0)
+        whole = [(name, index) for index in range(self._posted.get(name, 0))]
+        return name if places and places == whole else ""
+
+    def _written(self, name: str, arrays: Sequence[Array]) -> Sequence[memoryview]:
+        """A new blob's arrays, mapped. Raises OSError, and leaves nothing behind then."""
+        path = self._folder / name
+        try:
+            with path.open("xb+", buffering=0) as file:
+                for piece in framed(map(data_of, arrays)):
+                    _write(file, piece)
+                return split_view(_mapped(file))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _mapped(file: io.RawIOBase) -> memoryview:
+    """The whole file. The map outlives the open file and its name."""
+    size = file.seek(0, 2)
+    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+
+
+def _write(file: io.RawIOBase, piece: bytes | memoryview) -> None:
+    """All of it: one call of the system writes 2 GiB at most."""
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[file.write(rest) :]

@@ -1,0 +1,127 @@
+"""Arrays whose data lie in a file. They count as page cache, not as the process's memory: a round holds few models."""
+
+from __future__ import annotations
+
+import io
+import math
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+from federator.framing import Data
+from flwr.app import Array
+from flwr.common.constant import SType
+from flwr.proto.recorddict_pb2 import Array as ArrayProto
+from numpy.typing import NDArray
+
+_LONGEST_HEADER = 64 * 1024  # bytes of a .npy header, as far as it is read here
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+Place = tuple[str, int]
+"""The name of a blob, and which of its arrays."""
+
+
+class MappedArray(Array):
+    """A Flower Array that reads its data from a mapped file each time it is asked for them.
+
+    To an app it is an Array: `data` are bytes, `numpy()` is an array of its own, and setting `data` makes it an
+    ordinary one again.
+    """
+
+    def __init__(self, described: ArrayProto, data: Data) -> None:
+        """
+        Args:
+            described: dtype, shape and stype.
+            data: the serialized data, within a mapped file.
+        """
+        self.dtype = described.dtype
+        self.shape = tuple(described.shape)
+        self.stype = described.stype
+        self.__dict__.update(_view=memoryview(data), _place=None)
+
+    @property
+    def view(self) -> memoryview:
+        """The data, not copied."""
+        view: memoryview = self.__dict__["_view"]
+        return view
+
+    @property
+    def place(self) -> Place | None:
+        """Which of a blob's arrays has these data; None where no blob has."""
+        place: Place | None = self.__dict__["_place"]
+        return place
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self.view)
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self.__class__ = Array  # type: ignore[assignment]
+        del self.__dict__["_view"], self.__dict__["_place"]
+        self.data = data
+
+    def numpy(self) -> NDArray[Any]:
+        """A writable copy of the array, as Flower's own."""
+        return numpy_view(self).copy()
+
+    def __deepcopy__(self, _: object) -> Array:
+        return Array(self.dtype, self.shape, self.stype, self.data)
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+# Flower writes the class's name into what it sends, and knows its own classes only.
+MappedArray.__qualname__ = Array.__qualname__
+
+
+def map_in_place(array: Array, view: memoryview, place: Place) -> None:
+    """Let the array read the same data from `view` from now on, and let go of its own."""
+    array.__dict__.pop("data", None)
+    array.__dict__.pop("_chunks", None)  # Flower's cache, which holds the data too
+    array.__dict__.update(_view=view, _place=place)
+    array.__class__ = MappedArray
+
+
+def size_of(array: Array) -> int:
+    """Bytes of the array's data, without copying them."""
+    return len(data_of(array))
+
+
+def data_of(array: Array) -> Data:
+    """The array's data, not copied."""
+    return array.view if isinstance(array, MappedArray) else array.data
+
+
+def numpy_view(array: Array) -> NDArray[Any]:
+    """The array as NumPy sees it, read-only and without a copy where its header permits.
+
+    Raises ValueError for data that are no array, TypeError for data of another kind.
+    """
+    if array.stype != SType.NUMPY:
+        raise TypeError(f"arrays of the kind '{array.stype}' are not NumPy's")
+    data = data_of(array)
+    header = io.BytesIO(data[:_LONGEST_HEADER])
+    read_header = _READ_HEADER.get(np.lib.format.read_magic(header))
+    if read_header is None:
+        return _loaded(data)
+    try:
+        shape, fortran_order, dtype = read_header(header)
+    except TokenError as error:  # NumPy reads the header as Python
+        raise ValueError(str(error)) from error
+    if dtype.hasobject:
+        raise ValueError("the array has objects, which could run code")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the array says that its shape is {shape}")
+    if count == 0:
+        return np.empty(shape, dtype)
+    flat = np.frombuffer(data, dtype, count, header.tell())
+    flat.flags.writeable = False
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _loaded(data: Data) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -1,0 +1,417 @@
+"""Flower's grid as a project's ServerApp gets it.
+
+It shows the nodes that take part, reports what passes, and lets model data travel in files. What is reported and left
+out is decided in `observer.py`; `serverapp.py` runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import httpx
+from federator.framing import BadFrame, pack, split, unpack
+from federator.parcel import Letter, letter_of
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import (
+    GetNodesRequest,
+    GetNodesResponse,
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+)
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.supercore.protobuf.client import ProtobufRequestContext
+from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import Message as Protobuf
+
+from hub_service.aggregators.mailbox import Mailbox
+from hub_service.aggregators.mapped_array import numpy_view, size_of
+from hub_service.aggregators.observer import (
+    FEDERATED,
+    Arrays,
+    ArraySeen,
+    MessageSeen,
+    Observer,
+    odd_ones_out,
+)
+
+# How long to keep trying when the SuperLink does not answer, in seconds.
+SUPERLINK_PATIENCE_S = 60.0
+# How long the SuperLink holds a look for replies, in seconds; it answers at once when one comes.
+_WAIT_S = 1.0
+# As long for an app that looks by itself: it may do so without a pause.
+_SHORT_WAIT_S = 0.05
+# Waits between two looks for objects of a stock node that come by and by, in seconds.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.2
+# How long one request may take, in seconds: for stock nodes it carries all arrays of a round.
+_CALL_TIMEOUT_S = 120.0
+# An app that asks this often for nodes, is shown all of them, and sends nothing, waits for more than there are.
+_PATIENT_ASKS = 8
+
+
+class RunFailed(Exception):
+    """The run cannot go on; the text is for a person."""
+
+
+class TooFewSites(RunFailed):
+    """The app waits for more sites than take part."""
+
+
+class ObservingGrid(HttpGrid):
+    """Flower's grid, restricted to some nodes, that reports all traffic to an Observer and polls without delay.
+
+    Messages to nodes that take letters, and their answers, travel as `federator.parcel` says; to others as Flower's
+    own grid sends them. Nodes and replies come in the order in which the nodes take part, so that sums of floating
+    numbers are the same each time.
+
+    Args:
+        runtime_api_address: host:port of the SuperLink.
+        token: the claim on the run's task, from AcquireTask.
+        observer: is told of every message and decides which replies are left out.
+        save: called with the global model of a round of the federated phase, as soon as it is seen.
+        mailbox: where model data go out and come in.
+    """
+
+    def __init__(
+        self,
+        runtime_api_address: str,
+        token: str,
+        observer: Observer,
+        save: Callable[[ArrayRecord, int], None],
+        mailbox: Mailbox,
+    ) -> None:
+        super().__init__(runtime_api_address, insecure=True, token=token)
+        self._retry_invoker.max_time = SUPERLINK_PATIENCE_S
+        self._observer = observer
+        self._save = save
+        self._mailbox = mailbox
+        self._letter_nodes: frozenset[int] = frozenset()
+        self._open: dict[str, tuple[str, ...]] = {}  # messages without an answer, with their blobs
+        self._shown: dict[int, int] = {}  # node -> its place among all that take part
+        self._asks = 0
+        self._rounds = 0
+        self._in_round: set[int] = set()
+        self.model: ArrayRecord | None = None
+        self.model_round = 0
+        self.last_evaluate: Message | None = None
+
+    def show(self, node_ids: Iterable[int]) -> None:
+        """Begin a phase in which the app sees these nodes only."""
+        self._shown = {node_id: place for place, node_id in enumerate(node_ids)}
+        self._asks = self._rounds = self.model_round = 0
+        self._in_round = set()
+        self.model = self.last_evaluate = None
+
+    def online(self) -> frozenset[int]:
+        """All nodes that are connected to the SuperLink."""
+        return frozenset(node.node_id for node in self._all_nodes())
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        nodes = [node for node in self._all_nodes() if node.node_id in self._shown]
+        self._asks = self._asks + 1 if len(nodes) == len(self._shown) else 0
+        if self._asks > _PATIENT_ASKS:
+            raise TooFewSites(f"the app waits for more sites than the {len(self._shown)} that take part")
+        return sorted(nodes, key=lambda node: self._shown[node.node_id])
+
+    def _all_nodes(self) -> Sequence[NodeInfo]:
+        """Who is connected; learns which of them take letters."""
+        request = GetNodesRequest()
+        answer, letter_nodes = split(self._bulk("grid-nodes", request, request.SerializeToString()))
+        self._letter_nodes = frozenset(json.loads(letter_nodes))
+        nodes: Sequence[NodeInfo] = GetNodesResponse.FromString(answer).nodes
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        receivers = {message.metadata.dst_node_id for message in messages}
+        if strangers := receivers - self._shown.keys():
+            raise RunFailed(f"the app sent a message to node {min(strangers)}, which does not take part")
+        if not messages:
+            return []
+        self._asks = 0
+        if receivers - self._letter_nodes:
+            self._all_nodes()
+        message_ids = self._sent(messages)
+        for message_id, message in zip(message_ids, messages, strict=True):
+            if message_id:
+                self._observer.sent(message_id, _seen(message, message.metadata.dst_node_id, self._round_of(message)))
+        self._note_outgoing(messages[0])
+        return message_ids
+
+    def _sent(self, messages: Sequence[Message]) -> list[str]:
+        """Push all in one request; return their ids, "" for one that the SuperLink did not take."""
+        request = PushAppMessagesRequest()
+        objects: dict[str, bytes] = {}
+        known: dict[int, Letter] = {}  # by content: strategies give all messages the same
+        letters = [self._letter_of(message, known) for message in messages]
+        with no_object_id_recompute():
+            for message, letter in zip(messages, letters, strict=True):
+                bare = remove_content_from_message(message)
+                whole = message if letter is None else bare
+                message.metadata.__dict__["_message_id"] = whole.object_id
+                self._check_message(message)
+                request.messages_list.append(message_to_proto(bare))
+                request.message_object_trees.append(get_object_tree(whole))
+                if letter is None:
+                    new = {key: one for key, one in get_all_nested_objects(message).items() if key not in objects}
+                    objects |= {object_id: item.deflate() for object_id, item in new.items()}
+        packed = pack([letter.packed() if letter else b"" for letter in letters], {})
+        content = pack([request.SerializeToString(), packed], objects)
+        (answer,) = split(self._bulk("grid-push", request, content))
+        message_ids = list(PushAppMessagesResponse.FromString(answer).message_ids)
+        self._open |= {one: letter.blobs for one, letter in zip(message_ids, letters, strict=True) if letter}
+        self._mailbox.keep_only(name for blobs in self._open.values() for name in blobs)
+        return message_ids
+
+    def _letter_of(self, message: Message, known: dict[int, Letter]) -> Letter | None:
+        """The message's letter, its model data posted; None where its receiver takes no letters."""
+        if message.metadata.dst_node_id not in self._letter_nodes:
+            return None
+        if id(message.content) not in known:
+            known[id(message.content)] = letter_of(message.content, self._mailbox.post)
+        return known[id(message.content)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._pulled(message_ids, _SHORT_WAIT_S)
+
+    def _pulled(self, message_ids: Iterable[str], wait_s: float) -> list[Message]:
+        """The replies that are there, as soon as there is one; none after `wait_s` seconds."""
+        request = PullAppMessagesRequest(message_ids=message_ids)
+        body = self._bulk("grid-pull", request, request.SerializeToString(), wait_s)
+        if not body:
+            return []
+        (envelopes, files), contents = unpack(body, messages=2)
+        answer = PullAppMessagesResponse.FromString(envelopes)
+        replies = [
+            self._opened(proto, tree, json.loads(files), contents)
+            for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True)
+        ]
+        return [self._checked(reply) for reply in replies]
+
+    def _bulk(self, operation: str, message: Protobuf, content: bytes, wait_s: float = 0.0) -> bytes:
+        """Ask the SuperLink's bulk path, with the proofs and the patience of Flower's own client."""
+        client = self._runtime_client
+
+        def send() -> httpx.Response:
+            request = client._client.build_request(
+                "POST",
+                f"{client._base_url}/v1/bulk/{operation}",
+                content=content,
+                headers={"prefer": f"wait={wait_s:g}"},
+                timeout=_CALL_TIMEOUT_S,
+            )
+            response = client._send(ProtobufRequestContext(operation, message, request))
+            response.raise_for_status()
+            return response
+
+        response: httpx.Response = self._retry_invoker.invoke(send)
+        return response.content
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push all and wait for all replies, or until `timeout` seconds have passed.
+
+        Raises RunFailed where every site failed to train: no strategy has anything to go on with then.
+        """
+        messages = list(messages)
+        open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while open_ids and (remaining := deadline - time.monotonic()) > 0:
+            arrived = self._pulled(open_ids, min(_WAIT_S, remaining))
+            replies += arrived
+            open_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
+        for message_id in open_ids:
+            self._observer.unanswered(message_id)
+        replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
+        replies = self._without_odd_ones(replies)
+        if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
+            reasons = sorted({reply.error.reason or "no reason given" for reply in replies}) or ["no site answered"]
+            raise RunFailed(f"no site could train: {'; '.join(reasons)}")
+        return replies
+
+    def note_model(self, arrays: ArrayRecord, number: int) -> None:
+        """Take `arrays` for the global model after round `number`."""
+        if arrays is self.model or not arrays:
+            return
+        self.model, self.model_round = arrays, number
+        if self._observer.phase == FEDERATED and number > 0:
+            self._save(arrays, number)
+
+    def note_result(self, arrays: ArrayRecord) -> None:
+        """Take `arrays` for the model that the app ended with."""
+        self.note_model(arrays, self._rounds)
+
+    def _round_of(self, message: Message) -> int:
+        """The app's own number of the round, where it says one; else how often its nodes have been sent to train."""
+        if message.metadata.group_id.isdecimal():
+            number = int(message.metadata.group_id)
+        else:
+            number = next((n for record in message.content.config_records.values() if (n := _said_round(record))), 0)
+        if number:
+            self._rounds = max(self._rounds, number)
+            return number
+        if _is_train(message):
+            if not self._rounds or message.metadata.dst_node_id in self._in_round:
+                self._rounds += 1
+                self._in_round = set()
+            self._in_round.add(message.metadata.dst_node_id)
+        return self._rounds
+
+    def _note_outgoing(self, message: Message) -> None:
+        records = message.content.array_records
+        if not records or not (_is_train(message) or _is_evaluate(message)):
+            return
+        arrays = max(records.values(), key=size_of_record)
+        if _is_evaluate(message):
+            self.last_evaluate = message
+            self.note_model(arrays, self._rounds)
+        else:
+            self.note_model(arrays, self._rounds - 1)
+
+    def _opened(
+        self, proto: MessageProto, tree: ObjectTree, files: Mapping[str, str], contents: Mapping[str, bytes]
+    ) -> Message:
+        """The whole reply, or an error reply where it cannot be read or does not come."""
+        self._open.pop(proto.metadata.reply_to_message_id, None)
+        metadata = metadata_from_proto(proto.metadata)
+        if proto.HasField("error"):
+            return message_from_proto(proto)
+        try:
+            if (name := files.get(proto.metadata.message_id)) is not None:
+                return make_message(metadata=metadata, content=self._mailbox.fetch(name))
+            return self._inflated(proto, tree, contents)
+        except ObjectPullError as error:
+            reason = f"the site's answer did not arrive whole: {error}"
+        except (BadFrame, OSError) as error:
+            reason = f"the site's answer cannot be read: {error}"
+        return _error_reply(metadata, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+
+    def _inflated(self, proto: MessageProto, tree: ObjectTree, contents: Mapping[str, bytes]) -> Message:
+        """The reply of a stock node. Raises ObjectPullError."""
+        message_id = proto.metadata.message_id
+        object_ids = [item.object_id for item in iterate_object_tree(tree)]
+        if not contents.keys() >= set(object_ids):
+            contents = self._objects(proto, object_ids)
+        contents = {object_id: contents[object_id] for object_id in object_ids}
+        message = cast(Message, inflate_object_from_contents(message_id, contents))
+        message.metadata.__dict__["_message_id"] = message_id
+        return message
+
+    def _objects(self, proto: MessageProto, object_ids: list[str]) -> dict[str, bytes]:
+        """The objects of a reply that a stock node is still sending, one by one. Raises ObjectPullError."""
+        run_id = proto.metadata.run_id
+        contents = pull_objects(
+            object_ids,
+            make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
+            initial_backoff=_FIRST_WAIT_S,
+            backoff_cap=_LONGEST_WAIT_S,
+            max_tries_per_object=None,
+            max_time=SUPERLINK_PATIENCE_S,
+        )
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=proto.metadata.message_id)
+        )
+        return contents
+
+    def _checked(self, reply: Message) -> Message:
+        source = reply.metadata.src_node_id
+        fault = self._observer.replied(reply.metadata.reply_to_message_id, _seen(reply, source, 0))
+        return _refused(reply, fault) if fault else reply
+
+    def _without_odd_ones(self, replies: list[Message]) -> list[Message]:
+        good = {reply.metadata.reply_to_message_id: _arrays(reply) for reply in replies if reply.has_content()}
+        odd = odd_ones_out(good, {message_id: self._observer.sent_arrays(message_id) for message_id in good})
+        for message_id, fault in odd.items():
+            self._observer.left_out(message_id, fault)
+        return [
+            _refused(reply, odd[reply.metadata.reply_to_message_id])
+            if reply.metadata.reply_to_message_id in odd
+            else reply
+            for reply in replies
+        ]
+
+
+def _is_train(message: Message) -> bool:
+    return message.metadata.message_type.partition(".")[0] == "train"
+
+
+def _is_evaluate(message: Message) -> bool:
+    return message.metadata.message_type.partition(".")[0] == "evaluate"
+
+
+def _said_round(record: ConfigRecord) -> int:
+    number = record.get("server-round")
+    return number if isinstance(number, int) else 0
+
+
+def size_of_record(record: ArrayRecord) -> int:
+    return sum(map(size_of, record.values()))
+
+
+def _seen(message: Message, node_id: int, number: int) -> MessageSeen:
+    message_type = message.metadata.message_type
+    if message.has_error():
+        return MessageSeen(node_id, message_type, number, error=message.error.reason or f"error {message.error.code}")
+    return MessageSeen(
+        node_id,
+        message_type,
+        number,
+        arrays=_arrays(message),
+        metrics=metrics_of(message.content),
+        size=sum(map(size_of_record, message.content.array_records.values())),
+    )
+
+
+def _arrays(message: Message) -> Arrays:
+    return {
+        name: {
+            key: ArraySeen(array.dtype, tuple(array.shape), functools.partial(_read, array))
+            for key, array in record.items()
+        }
+        for name, record in message.content.array_records.items()
+    }
+
+
+def _read(array: Array) -> Any:
+    try:
+        return numpy_view(array)
+    except (TypeError, EOFError) as error:
+        raise ValueError(str(error)) from error
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """All single numbers of all metric records. Lists have no place in an event."""
+    return {
+        name: value
+        for record in content.metric_records.values()
+        for name, value in record.items()
+        if not isinstance(value, list)
+    }
+
+
+def _refused(reply: Message, fault: str) -> Message:
+    return _error_reply(reply.metadata, ErrorCode.MOD_FAILED_PRECONDITION, fault)
+
+
+def _error_reply(metadata: Metadata, code: int, reason: str) -> Message:
+    """An error in the place of the reply that has this metadata."""
+    return make_message(metadata=metadata, error=Error(code, reason))

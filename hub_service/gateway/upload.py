@@ -1,0 +1,106 @@
+"""A node's answer on its way into a file of its run, so that it is never whole in the service's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from federator.framing import BadFrame, first_part
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from google.protobuf.message import DecodeError
+
+from hub_service.aggregators.mail import NoSuchMail, create_mail, remove_mail
+from hub_service.gateway.gateway import Caller, DiskFull, Gateway, NoRun, Refusal
+
+ENVELOPE_LIMIT = 1024**2  # bytes of an answer without its content
+_PIECE = 1024**2  # bytes that are written at once
+
+
+class Upload:
+    """One `bulk-push`. `take` each chunk, then `finish`; `abandon` where it breaks off.
+
+    Args:
+        new_name: makes a name for the file; see `aggregators.mail`.
+    """
+
+    def __init__(self, gateway: Gateway, caller: Caller, new_name: Callable[[], str]) -> None:
+        self._gateway = gateway
+        self._caller = caller
+        self._new_name = new_name
+        self._envelope: bytes | None = None
+        self._waiting = bytearray()  # not written yet
+        self._name = ""
+        self._folder = Path()
+        self._file: BinaryIO | None = None
+        self._refusal: Refusal | None = None
+
+    async def take(self, chunk: bytes) -> None:
+        """The rest of what is refused goes nowhere: who is answered before all is sent loses the answer."""
+        if self._refusal is not None:
+            return
+        self._waiting += chunk
+        try:
+            if self._envelope is None:
+                self._read_envelope()
+            elif len(self._waiting) >= _PIECE:
+                await self._write()
+        except Refusal as refusal:
+            self._refusal = refusal
+            self.abandon()
+
+    async def finish(self) -> None:
+        """All is here: tell the aggregator. Raises Refusal, and leaves no file then."""
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._envelope is None:
+                raise Refusal(400, "The body ends within its first part.")
+            if self._waiting:
+                await self._write()
+            if self._file is not None:
+                self._file.close()
+            kept = await self._gateway.bulk_push(self._caller, self._envelope, self._name)
+        except BaseException:
+            self.abandon()
+            raise
+        if not kept:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave nothing of it."""
+        if self._file is not None:
+            self._file.close()
+            remove_mail(self._folder, self._name)
+
+    def _read_envelope(self) -> None:
+        try:
+            found = first_part(self._waiting, ENVELOPE_LIMIT)
+            if found is None:
+                return
+            self._envelope, end = found
+            request = PushMessagesRequest.FromString(self._envelope)
+        except (BadFrame, DecodeError) as error:
+            raise Refusal(400, f"The body is not what this path takes: {error}") from error
+        del self._waiting[:end]
+        if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
+            raise Refusal(400, "A node answers in its own name only.")
+
+    async def _write(self) -> None:
+        piece, self._waiting = self._waiting, bytearray()
+        try:
+            if self._file is None:
+                self._folder, self._name = self._gateway.mail_of(self._caller), self._new_name()
+                self._file = create_mail(self._folder, self._name)
+            if len(piece) < _PIECE:
+                self._file.write(piece)
+            else:
+                await asyncio.to_thread(self._file.write, piece)
+        except NoSuchMail as error:
+            raise NoRun from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFull from error

@@ -1,0 +1,241 @@
+"""A node's connection to the gateway: signed requests of Flower's Fleet API and of its two bulk paths, over the Hub's
+one origin. What a path carries stands in the service's `gateway/gateway.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from google.protobuf.message import Message as Protobuf
+
+from federator.contract import (
+    FLEET_BODY_LIMIT_HEADER,
+    FLEET_LETTERS_HEADER,
+    FLEET_PREFIX,
+    FLEET_WAITING_HEADER,
+)
+from federator.framing import BadFrame, Data, Reader, framed, pack, size_of
+
+_CALL_TIMEOUT_S = 60.0
+_CONNECT_TIMEOUT_S = 10.0
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
+_MEDIA_TYPE = "application/protobuf"
+_AGAIN = frozenset({404, 429, 500, 502, 503, 504})  # 404: the Hub's proxy while the service restarts
+_LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
+_PIECE = 512 * 1024  # bytes that are handed to the connection at once
+
+_Answer = TypeVar("_Answer", bound=Protobuf)
+_Attempt = Callable[["float | None"], Awaitable[httpx.Response]]
+
+
+class KeyRefused(Exception):
+    """401: the service does not know this node's key, or no longer."""
+
+
+class RunEnded(Exception):
+    """403: the run that a message belonged to does not run any more."""
+
+
+class NodeUnknown(Exception):
+    """409: the aggregator knows this key by another node id than before."""
+
+
+class FleetError(Exception):
+    """The gateway refused a request for good; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a poll for a message brought.
+
+    Attributes:
+        parts: of the body; none: there is no message yet.
+        body_limit: bytes that the answer may have.
+    """
+
+    parts: Sequence[bytes]
+    body_limit: int
+
+
+class FleetConnection:
+    """Signed Fleet calls over one pool of connections. Waits out a Hub that is away.
+
+    Each method but `send` asks until there is an answer, and raises KeyRefused, RunEnded, NodeUnknown or FleetError.
+
+    Args:
+        address: host:port of the Hub.
+        root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
+        on_trouble: told when an attempt failed and another follows, with the reason.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: bool,
+        root_certificates: bytes | None,
+        private_key: ec.EllipticCurvePrivateKey,
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        self._private_key = private_key
+        self.public_key: bytes = public_key_to_bytes(private_key.public_key())
+        self._on_trouble = on_trouble
+        # The trust of the whole process (SSL_CERT_FILE, the system's store), not httpx's own list.
+        authority = root_certificates.decode("ascii") if root_certificates else None
+        verify = ssl.create_default_context(cadata=authority) if tls else False
+        self._http = httpx.AsyncClient(
+            base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
+            verify=verify,
+            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            headers={
+                "content-type": _MEDIA_TYPE,
+                "accept": _MEDIA_TYPE,
+                FLEET_LETTERS_HEADER: "1",
+                FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(self.public_key).decode("ascii"),
+                **dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()),
+            },
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def call(self, operation: str, request: Protobuf, answer_type: type[_Answer]) -> _Answer:
+        """Flower's own operations."""
+        answer: _Answer = answer_type()
+        answer.ParseFromString(await self.exchange(operation, request.SerializeToString()))
+        return answer
+
+    async def exchange(self, operation: str, content: bytes, wait: float | None = None) -> bytes:
+        """As `call`, with the bodies as they are. An empty answer to a poll: nothing yet, ask again.
+
+        Args:
+            wait: how long the gateway may hold a poll, in seconds.
+        """
+        response = await self._answered(lambda wait: self.send(operation, content, wait), wait)
+        return b"" if response.headers.get(FLEET_WAITING_HEADER) else response.content
+
+    async def pull(self, request: Protobuf, had: Iterable[str], wait: float, on_begin: Callable[[], None]) -> Received:
+        """The next message.
+
+        Args:
+            request: Flower's PullMessagesRequest.
+            had: names of the blobs that need not be sent.
+            wait: how long the gateway may hold the poll, in seconds.
+            on_begin: told when a message begins to come in, which may take long.
+        """
+        body = pack([request.SerializeToString(), json.dumps(list(had)).encode()], {})
+        parts: list[bytes] = []
+
+        async def attempt(wait: float | None) -> httpx.Response:
+            parts.clear()
+            async with self._http.stream("POST", "bulk-pull", content=body, headers=self._headers(wait)) as response:
+                if response.is_success:
+                    parts.extend(await _parts(response, on_begin))
+                else:
+                    await response.aread()
+            return response
+
+        response = await self._answered(attempt, wait)
+        return Received(parts, int(response.headers.get(FLEET_BODY_LIMIT_HEADER, 0)))
+
+    async def push(self, parts: Sequence[Data]) -> None:
+        """Answer a message. What is sent is not copied."""
+        length = {"content-length": str(size_of(parts))}
+
+        async def attempt(_: float | None) -> httpx.Response:
+            return await self._http.post("bulk-push", content=_pieces(parts), headers=self._headers(None) | length)
+
+        await self._answered(attempt, None)
+
+    async def send(self, operation: str, content: bytes, wait: float | None = None) -> httpx.Response:
+        """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway."""
+        return await self._http.post(operation, content=content, headers=self._headers(wait))
+
+    def _headers(self, wait: float | None) -> dict[str, str]:
+        timestamp = now().isoformat()
+        signature = sign_message(self._private_key, timestamp.encode("ascii"))
+        headers = {
+            TIMESTAMP_HEADER: timestamp,
+            FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode("ascii"),
+        }
+        return headers if wait is None else headers | {"prefer": f"wait={wait:g}"}
+
+    async def _answered(self, attempt: _Attempt, wait: float | None) -> httpx.Response:
+        """The first answer that is one."""
+        delay = _FIRST_RETRY_S
+        while True:
+            try:
+                response = await attempt(wait)
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+            else:
+                if response.headers.get(FLEET_WAITING_HEADER) or not _is_trouble(response):
+                    return _granted(response)
+                reason = f"HTTP {response.status_code}"
+            self._on_trouble(reason)
+            if wait is not None:
+                wait = 0.0  # the first answer after trouble is news by itself
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes, guards nothing
+            delay = min(2 * delay, _LONGEST_RETRY_S)
+
+
+def _is_trouble(response: httpx.Response) -> bool:
+    return response.status_code in _AGAIN or response.is_redirect
+
+
+def _granted(response: httpx.Response) -> httpx.Response:
+    if response.is_success or response.headers.get(FLEET_WAITING_HEADER):
+        return response
+    raise {401: KeyRefused, 403: RunEnded, 409: NodeUnknown}.get(response.status_code, FleetError)(_detail(response))
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"
+
+
+async def _parts(response: httpx.Response, on_begin: Callable[[], None]) -> list[bytes]:
+    """The body's parts, joined as they come in: a model is in memory once. Raises httpx.TransportError."""
+    reader = Reader(_LARGEST_PART)
+    parts: list[bytes] = []
+    try:
+        async for chunk in response.aiter_raw():
+            on_begin()
+            parts += reader.feed(chunk)
+        reader.end()
+    except BadFrame as error:
+        raise httpx.RemoteProtocolError(str(error)) from error
+    return parts
+
+
+async def _pieces(parts: Sequence[Data]) -> AsyncIterator[bytes]:
+    """The body in pieces: small parts together, large ones cut."""
+    gathered = bytearray()
+    for part in framed(parts):
+        if len(gathered) + len(part) <= _PIECE:
+            gathered += part
+            continue
+        if gathered:
+            yield bytes(gathered)
+            gathered.clear()
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            yield bytes(view[start : start + _PIECE])
+    if gathered:
+        yield bytes(gathered)

@@ -1,0 +1,121 @@
+"""A Flower message in parts: its records without their arrays, and the bytes of each array record beside them.
+
+Flower sends each array as chunks that are hashed, named, asked for and copied one by one. Between this project's own
+nodes and aggregators a message is a letter, which is small, and a blob for each of its array records, which is written
+to a file once, read by whoever needs it, and never decoded on its way.
+
+    letter   [records without array data, names of the blobs]     in the frames of `federator.framing`
+    blob     [data of each array of one record, in order]         the same
+
+An aggregator's blobs have names that are never used again: whoever has had a blob need not fetch it again. The blobs of
+a node's answer follow its letter, and need no names. Both ends import this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import Array as ArrayProto
+from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from google.protobuf.message import DecodeError
+
+from federator.framing import BadFrame, Data, pack, split
+
+TakeBlob = Callable[[str, int], Sequence[Data]]
+"""Gives the data of all arrays of the blob with this name; how many there must be stands beside it."""
+
+MakeArray = Callable[[ArrayProto, Data], Array]
+"""Makes an array of its description (dtype, shape, stype) and its data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message's records without array data.
+
+    Attributes:
+        records: a Flower RecordDict, serialized, whose arrays are empty.
+        blobs: the name of the blob of each of its array records, in order.
+    """
+
+    records: bytes
+    blobs: tuple[str, ...]
+
+    def packed(self) -> bytes:
+        return pack([self.records, json.dumps(self.blobs).encode()], {})
+
+    @classmethod
+    def unpacked(cls, body: bytes) -> Letter:
+        """Raises BadFrame for what `packed` does not make."""
+        try:
+            records, names = split(body)
+            blobs = json.loads(names)
+        except ValueError as error:
+            raise BadFrame(f"this is no letter: {error}") from error
+        if not isinstance(blobs, list) or not all(isinstance(name, str) for name in blobs):
+            raise BadFrame("the letter does not name its blobs")
+        return cls(records, tuple(blobs))
+
+
+def letter_of(content: RecordDict, name: Callable[[ArrayRecord], str]) -> Letter:
+    """The letter of a message's content. `name` is asked for the blob of each array record, in order."""
+    proto = RecordDictProto()
+    blobs = []
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            blobs.append(name(record))
+            proto.items.add(key=key, array_record=_described(record))
+        else:
+            proto.items.extend(recorddict_to_proto(RecordDict({key: record})).items)
+    return Letter(proto.SerializeToString(), tuple(blobs))
+
+
+def content_of(letter: Letter, take: TakeBlob, make: MakeArray) -> RecordDict:
+    """A message's content. `take` is asked for each blob in order.
+
+    Raises BadFrame where the letter cannot be read, or the arrays are not as many as it says.
+    """
+    names = iter(letter.blobs)
+    content = RecordDict()
+    for item in _items(letter.records):
+        if item.WhichOneof("value") == "array_record":
+            described = item.array_record.items
+            content[item.key] = _array_record(described, take(next(names, ""), len(described)), make)
+        else:
+            content[item.key] = recorddict_from_proto(RecordDictProto(items=[item]))[item.key]
+    return content
+
+
+def plain_array(described: ArrayProto, data: Data) -> Array:
+    """An array whose data is in memory."""
+    return Array(described.dtype, tuple(described.shape), described.stype, bytes(data))
+
+
+def _described(record: ArrayRecord) -> ArrayRecordProto:
+    items: Iterable[ArrayRecordProto.Item] = (
+        ArrayRecordProto.Item(key=key, value=ArrayProto(dtype=one.dtype, shape=one.shape, stype=one.stype))
+        for key, one in record.items()
+    )
+    return ArrayRecordProto(items=items)
+
+
+def _items(records: bytes) -> Iterable[RecordDictProto.Item]:
+    try:
+        proto = RecordDictProto.FromString(records)
+    except DecodeError as error:
+        raise BadFrame(f"the letter's records cannot be read: {error}") from error
+    items: Iterable[RecordDictProto.Item] = proto.items
+    return items
+
+
+def _array_record(described: Sequence[ArrayRecordProto.Item], data: Sequence[Data], make: MakeArray) -> ArrayRecord:
+    if len(described) != len(data):
+        raise BadFrame(f"a record has {len(described)} arrays, and its blob the data of {len(data)}")
+    record = ArrayRecord()  # from a dictionary, Flower would copy each array
+    for item, one in zip(described, data, strict=True):
+        record[item.key] = make(item.value, one)
+    return record

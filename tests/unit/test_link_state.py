@@ -1,0 +1,67 @@
+"""What our state adds to Flower's in-memory one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+
+from hub_service.aggregators.link_state import LinkState
+
+KEYS = [b"-----BEGIN PUBLIC KEY-----\none\n", b"-----BEGIN PUBLIC KEY-----\ntwo\n"]
+
+
+def state_in(folder: Path) -> LinkState:
+    return LinkState(NoOpFederationManager(), InMemoryObjectStore(), node_ids=folder / "nodes.json")
+
+
+def test_a_key_keeps_its_node_id(tmp_path: Path) -> None:
+    before = state_in(tmp_path)
+    ids = [before.create_node("owner", "name", key, 30.0) for key in KEYS]
+    after = state_in(tmp_path)
+    assert [after.create_node("owner", "name", key, 30.0) for key in reversed(KEYS)] == ids[::-1]
+    assert [after.get_node_id_by_public_key(key) for key in KEYS] == ids
+    assert after.activate_node(ids[0], 30.0)
+    assert [info.node_id for info in after.get_node_info(node_ids=ids[:1])] == ids[:1]
+    after.delete_node("owner", ids[1])
+    assert len(set(ids)) == 2
+
+
+def test_a_key_is_registered_once(tmp_path: Path) -> None:
+    state = state_in(tmp_path)
+    node_id = state.create_node("owner", "name", KEYS[0], 30.0)
+    with pytest.raises(ValueError, match="already in use"):
+        state.create_node("owner", "name", KEYS[0], 30.0)
+    state.delete_node("owner", node_id)
+    with pytest.raises(ValueError, match="already in use"):
+        state.create_node("owner", "name", KEYS[0], 30.0)
+
+
+def test_an_expired_message_is_answered_with_an_error(tmp_path: Path) -> None:
+    state = state_in(tmp_path)
+    node_id = state.create_node("owner", "name", KEYS[0], 30.0)
+    state.activate_node(node_id, 30.0)
+    run_id = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, "owner", "serverapp")
+    kept, old = (stored(state, run_id, node_id, message_id) for message_id in ("0" * 64, "1" * 64))
+    state.message_ins_store[old].metadata.ttl = 1e-9
+    (answer,) = state.get_message_res({old, kept}, run_id)
+    assert answer.metadata.reply_to_message_id == old
+    assert answer.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    assert not state.has_reply(kept, "0" * 64)
+
+
+def stored(state: LinkState, run_id: int, node_id: int, message_id: str) -> str:
+    """A new message to the node."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+    message = Message(RecordDict(), node_id, "train")
+    message.metadata.__dict__["_message_id"] = message_id
+    tree = ObjectTree(object_id=message_id)
+    assert state.store_message_and_object_tree(message, tree, state.start_session(run_id)) == (True, [message_id])
+    return message_id
