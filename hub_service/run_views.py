@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from federator.contract import Metrics, ModelFile, Round, RunDetail, Score, SiteRound
 
 from hub_service.domain.clock import utc_text
 from hub_service.domain.projects import AppVersion, Participation, Project
-from hub_service.domain.runs import EventKind, Run, RunEvent
+from hub_service.domain.runs import WIRE_PRECISION_KEY, EventKind, Run, RunEvent, WirePrecision
 from hub_service.run_progress import site_of
 from hub_service.views import run_summary
 
@@ -138,6 +140,7 @@ def record(
             "status": run.status.value,
             "rounds": run.rounds,
             "compared_with_single_sites": run.compare,
+            "wire_precision": _wire_precision(app),
             "started_by": run.started_by,
             "started_at": utc_text(run.created_at),
             "finished_at": utc_text(run.finished_at),
@@ -158,6 +161,14 @@ def record(
         "model": None if detail.model is None else asdict(detail.model),
         "software": _software(),
     }
+
+
+def _wire_precision(app: AppVersion) -> object:
+    """As the ServerApp reads it: from the config in the approved bytes, which no run overrides."""
+    table: Mapping[str, Any] = tomllib.loads(next((one.text for one in app.files if one.path == "pyproject.toml"), ""))
+    for name in ("tool", "flwr", "app", "config"):
+        table = table.get(name, {})
+    return table.get(WIRE_PRECISION_KEY, WirePrecision.EXACT)
 
 
 def _samples(detail: RunDetail, site: str) -> Mapping[str, int]:

@@ -9,12 +9,17 @@ from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
-from federator.framing import framed, split_view
-from federator.parcel import Letter, content_of
+from federator.framing import Data, framed, split_view
+from federator.parcel import Letter, content_of, halved, letter_of, may_halve
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from hub_service.aggregators.mail import MAIL_FOLDER
-from hub_service.aggregators.mapped_array import MappedArray, data_of, map_in_place
+from hub_service.aggregators.mapped_array import MappedArray, data_of, halve_in_place, map_in_place, numpy_view
+from hub_service.domain.runs import WIRE_PRECISION_KEY, WirePrecision
+
+
+class BeyondHalf(ValueError):
+    """A model has numbers that half precision has no room for. The text names the array and what to do."""
 
 
 class Mailbox:
@@ -22,25 +27,38 @@ class Mailbox:
 
     Args:
         run_folder: its mail folder is made if need be.
+
+    Attributes:
+        half: whether models go out in half precision, and ask for answers in it; set before the first goes.
     """
 
     def __init__(self, run_folder: Path) -> None:
         self._folder = run_folder / MAIL_FOLDER
         self._folder.mkdir(exist_ok=True)
         self._posted: dict[str, int] = {}  # blob -> how many arrays it has
+        self.half = False
+
+    def letter(self, content: RecordDict) -> Letter:
+        """The letter of a message's content, whose array records are posted. Raises as `post`."""
+        return letter_of(content, self.post, half=self.half)
 
     def post(self, record: ArrayRecord) -> str:
         """The name of the blob with this record's data, which is written unless the record came from one.
 
         From then on the record's arrays read their data from the file: a model that is on its way is not held twice.
+        Those that went in half precision keep their own data: the aggregator goes on from these.
+
+        Raises BeyondHalf, ValueError for data that are no array where they are to be halved, and OSError where the
+        disk refuses.
         """
         if name := self._blob_of(record):
             return name
         name = uuid4().hex
-        arrays = list(record.values())
-        for index, (array, view) in enumerate(zip(arrays, self._written(name, arrays), strict=True)):
-            map_in_place(array, view, (name, index))
-        self._posted[name] = len(arrays)
+        views = self._written(name, record)
+        for index, (array, view) in enumerate(zip(record.values(), views, strict=True)):
+            in_place = halve_in_place if self.half and may_halve(array) else map_in_place
+            in_place(array, view, (name, index))
+        self._posted[name] = len(views)
         return name
 
     def keep_only(self, names: Iterable[str]) -> None:
@@ -72,17 +90,31 @@ class Mailbox:
         whole = [(name, index) for index in range(self._posted.get(name, 0))]
         return name if places and places == whole else ""
 
-    def _written(self, name: str, arrays: Sequence[Array]) -> Sequence[memoryview]:
-        """A new blob's arrays, mapped. Raises OSError, and leaves nothing behind then."""
+    def _written(self, name: str, record: ArrayRecord) -> Sequence[memoryview]:
+        """A new blob's arrays, mapped. Raises as `post`, and leaves nothing behind then."""
         path = self._folder / name
         try:
             with path.open("xb+", buffering=0) as file:
-                for piece in framed(map(data_of, arrays)):
+                for piece in framed(self._travelling(key, array) for key, array in record.items()):
                     _write(file, piece)
                 return split_view(_mapped(file))
-        except OSError:
+        except (OSError, ValueError):
             path.unlink(missing_ok=True)
             raise
+
+    def _travelling(self, key: str, array: Array) -> Data:
+        """The array's data as they go out. Raises BeyondHalf."""
+        if not (self.half and may_halve(array)):
+            return data_of(array)
+        if isinstance(array, MappedArray) and array.halved:
+            return array.view
+        try:
+            return halved(numpy_view(array), beyond="raise")
+        except FloatingPointError as error:
+            raise BeyondHalf(
+                f"array '{key}' has values beyond half precision, which ends at 65504; "
+                f"use {WIRE_PRECISION_KEY} = {WirePrecision.EXACT}"
+            ) from error
 
 
 def _mapped(file: io.RawIOBase) -> memoryview:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from federator.framing import Data
+from federator.parcel import widened
 from flwr.app import Array
 from flwr.common.constant import SType
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
@@ -25,25 +26,39 @@ class MappedArray(Array):
     """A Flower Array that reads its data from a mapped file each time it is asked for them.
 
     To an app it is an Array: `data` are bytes, `numpy()` is an array of its own, and setting `data` makes it an
-    ordinary one again.
+    ordinary one again. That holds for one whose file has its numbers in half precision too: where they are known
+    exactly, these are kept in memory.
     """
 
-    def __init__(self, described: ArrayProto, data: Data) -> None:
+    def __init__(self, described: ArrayProto, data: Data, halved: bool = False) -> None:
         """
         Args:
             described: dtype, shape and stype.
             data: the serialized data, within a mapped file.
+            halved: whether these are in half precision.
         """
         self.dtype = described.dtype
         self.shape = tuple(described.shape)
         self.stype = described.stype
-        self.__dict__.update(_view=memoryview(data), _place=None)
+        self.__dict__.update(_view=memoryview(data), _place=None, _halved=halved, _exact=None)
 
     @property
     def view(self) -> memoryview:
-        """The data, not copied."""
+        """The data as they travel, not copied."""
         view: memoryview = self.__dict__["_view"]
         return view
+
+    @property
+    def halved(self) -> bool:
+        """Whether `view` has the numbers in half precision."""
+        halved: bool = self.__dict__["_halved"]
+        return halved
+
+    @property
+    def exact(self) -> Data | None:
+        """The data themselves, not copied; None where there is no more of them than half precision."""
+        exact: Data | None = self.__dict__["_exact"] if self.halved else self.view
+        return exact
 
     @property
     def place(self) -> Place | None:
@@ -53,17 +68,19 @@ class MappedArray(Array):
 
     @property
     def data(self) -> bytes:
-        return bytes(self.view)
+        return Array(numpy_view(self)).data if self.exact is None else bytes(self.exact)
 
     @data.setter
     def data(self, data: bytes) -> None:
         self.__class__ = Array  # type: ignore[assignment]
-        del self.__dict__["_view"], self.__dict__["_place"]
+        for name in ("_view", "_place", "_halved", "_exact"):
+            del self.__dict__[name]
         self.data = data
 
     def numpy(self) -> NDArray[Any]:
         """A writable copy of the array, as Flower's own."""
-        return numpy_view(self).copy()
+        view = numpy_view(self)
+        return view if view.flags.owndata else view.copy()
 
     def __deepcopy__(self, _: object) -> Array:
         return Array(self.dtype, self.shape, self.stype, self.data)
@@ -78,30 +95,53 @@ MappedArray.__qualname__ = Array.__qualname__
 
 def map_in_place(array: Array, view: memoryview, place: Place) -> None:
     """Let the array read the same data from `view` from now on, and let go of its own."""
+    _map(array, view, place, halved=False, exact=None)
+
+
+def halve_in_place(array: Array, view: memoryview, place: Place) -> None:
+    """Let the array know its data in half precision at `view`, and keep those that it has."""
+    exact = array.exact if isinstance(array, MappedArray) else array.data
+    _map(array, view, place, halved=True, exact=exact)
+
+
+def _map(array: Array, view: memoryview, place: Place, *, halved: bool, exact: Data | None) -> None:
     array.__dict__.pop("data", None)
     array.__dict__.pop("_chunks", None)  # Flower's cache, which holds the data too
-    array.__dict__.update(_view=view, _place=place)
+    array.__dict__.update(_view=view, _place=place, _halved=halved, _exact=exact)
     array.__class__ = MappedArray
 
 
+def is_halved(array: Array) -> bool:
+    """Whether the array's data travel in half precision."""
+    return isinstance(array, MappedArray) and array.halved
+
+
 def size_of(array: Array) -> int:
-    """Bytes of the array's data, without copying them."""
-    return len(data_of(array))
+    """Bytes of the array's data as they travel, without copying them."""
+    return len(array.view if isinstance(array, MappedArray) else array.data)
 
 
 def data_of(array: Array) -> Data:
-    """The array's data, not copied."""
-    return array.view if isinstance(array, MappedArray) else array.data
+    """The array's data, not copied unless they came in half precision."""
+    exact = array.exact if isinstance(array, MappedArray) else None
+    return array.data if exact is None else exact
 
 
 def numpy_view(array: Array) -> NDArray[Any]:
     """The array as NumPy sees it, read-only and without a copy where its header permits.
 
+    One that came in half precision is a copy with the dtype that it is described with.
+
     Raises ValueError for data that are no array, TypeError for data of another kind.
     """
     if array.stype != SType.NUMPY:
         raise TypeError(f"arrays of the kind '{array.stype}' are not NumPy's")
-    data = data_of(array)
+    if isinstance(array, MappedArray) and array.exact is None:
+        return widened(_read(array.view), array.dtype)
+    return _read(data_of(array))
+
+
+def _read(data: Data) -> NDArray[Any]:
     header = io.BytesIO(data[:_LONGEST_HEADER])
     read_header = _READ_HEADER.get(np.lib.format.read_magic(header))
     if read_header is None:

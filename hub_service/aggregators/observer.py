@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,17 @@ ArrayReader = Callable[[], "NDArray[np.generic]"]
 
 @dataclass(frozen=True, slots=True)
 class ArraySeen:
-    """One array of a message. `read` decodes it and may raise ValueError: a site sends what it likes."""
+    """One array of a message.
+
+    Attributes:
+        read: decodes it and may raise ValueError: a site sends what it likes.
+        halved: whether it came in half precision.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     read: ArrayReader
+    halved: bool = False
 
     @property
     def is_floating(self) -> bool:
@@ -97,7 +103,7 @@ class Observer:
         self._event(EventKind.WAITING, text=",".join(map(str, missing)))
 
     def sent(self, message_id: str, letter: MessageSeen) -> None:
-        self._sent[message_id] = _Sent(letter, self._clock())
+        self._sent[message_id] = _Sent(replace(letter, arrays=_without_data(letter.arrays)), self._clock())
         self._event(
             EventKind.SENT,
             round=letter.round,
@@ -155,6 +161,18 @@ class Observer:
         self._write(RunEvent(kind, at=self._clock(), phase=self._phase, **fields))  # type: ignore[arg-type]
 
 
+def _without_data(arrays: Arrays) -> Arrays:
+    """Names, dtypes and shapes only: a reader holds its array, and so each round's model to the end of the run."""
+    return {
+        record: {name: replace(array, read=_not_kept) for name, array in named.items()}
+        for record, named in arrays.items()
+    }
+
+
+def _not_kept() -> NDArray[np.generic]:
+    raise ValueError("what was sent is not kept")
+
+
 def _split(metrics: Mapping[str, float]) -> dict[str, object]:
     """An event's `metrics` and `examples` from a reply's metrics."""
     examples = metrics.get(EXAMPLES_KEY, 0)
@@ -194,7 +212,8 @@ def _array_fault(name: str, array: ArraySeen, expected: ArraySeen | None) -> str
     if np.isnan(values).any():
         return f"array '{name}' has NaN"
     if np.isinf(values).any():
-        return f"array '{name}' has an infinite value"
+        cause = "; half precision, which ends at 65504, may be the cause" if array.halved else ""
+        return f"array '{name}' has an infinite value{cause}"
     return ""
 
 

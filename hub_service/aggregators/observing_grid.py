@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import httpx
 from federator.framing import BadFrame, pack, split, unpack
-from federator.parcel import Letter, letter_of
+from federator.parcel import Letter
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
@@ -43,8 +43,8 @@ from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import Message as Protobuf
 
-from hub_service.aggregators.mailbox import Mailbox
-from hub_service.aggregators.mapped_array import numpy_view, size_of
+from hub_service.aggregators.mailbox import BeyondHalf, Mailbox
+from hub_service.aggregators.mapped_array import is_halved, numpy_view, size_of
 from hub_service.aggregators.observer import (
     FEDERATED,
     Arrays,
@@ -178,16 +178,19 @@ class ObservingGrid(HttpGrid):
         content = pack([request.SerializeToString(), packed], objects)
         (answer,) = split(self._bulk("grid-push", request, content))
         message_ids = list(PushAppMessagesResponse.FromString(answer).message_ids)
-        self._open |= {one: letter.blobs for one, letter in zip(message_ids, letters, strict=True) if letter}
+        self._open |= {one: letter.blobs for one, letter in zip(message_ids, letters, strict=True) if letter and one}
         self._mailbox.keep_only(name for blobs in self._open.values() for name in blobs)
         return message_ids
 
     def _letter_of(self, message: Message, known: dict[int, Letter]) -> Letter | None:
-        """The message's letter, its model data posted; None where its receiver takes no letters."""
+        """The message's letter, its model data posted; None where its receiver takes no letters. Raises RunFailed."""
         if message.metadata.dst_node_id not in self._letter_nodes:
             return None
         if id(message.content) not in known:
-            known[id(message.content)] = letter_of(message.content, self._mailbox.post)
+            try:
+                known[id(message.content)] = self._mailbox.letter(message.content)
+            except BeyondHalf as error:
+                raise RunFailed(str(error)) from error
         return known[id(message.content)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -239,14 +242,22 @@ class ObservingGrid(HttpGrid):
             arrived = self._pulled(open_ids, min(_WAIT_S, remaining))
             replies += arrived
             open_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
-        for message_id in open_ids:
-            self._observer.unanswered(message_id)
+        if open_ids:
+            self._give_up(open_ids)
         replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
         replies = self._without_odd_ones(replies)
         if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
             reasons = sorted({reply.error.reason or "no reason given" for reply in replies}) or ["no site answered"]
             raise RunFailed(f"no site could train: {'; '.join(reasons)}")
         return replies
+
+    def _give_up(self, message_ids: set[str]) -> None:
+        """Wait no longer for these answers. One that comes after all is not kept."""
+        for message_id in message_ids:
+            self._observer.unanswered(message_id)
+            self._open.pop(message_id, None)
+        request = PullAppMessagesRequest(message_ids=message_ids)
+        self._bulk("grid-give-up", request, request.SerializeToString())
 
     def note_model(self, arrays: ArrayRecord, number: int) -> None:
         """Take `arrays` for the global model after round `number`."""
@@ -384,7 +395,7 @@ def _seen(message: Message, node_id: int, number: int) -> MessageSeen:
 def _arrays(message: Message) -> Arrays:
     return {
         name: {
-            key: ArraySeen(array.dtype, tuple(array.shape), functools.partial(_read, array))
+            key: ArraySeen(array.dtype, tuple(array.shape), functools.partial(_read, array), is_halved(array))
             for key, array in record.items()
         }
         for name, record in message.content.array_records.items()

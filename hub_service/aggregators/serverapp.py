@@ -62,6 +62,7 @@ from hub_service.aggregators.model_file import ModelWriter, write_model
 from hub_service.aggregators.observer import ALONE, COMPARE, FEDERATED, Observer
 from hub_service.aggregators.observing_grid import ObservingGrid, RunFailed, TooFewSites, metrics_of, size_of_record
 from hub_service.aggregators.plan import Plan
+from hub_service.domain.runs import WIRE_PRECISION_KEY, WirePrecision
 
 _log = logging.getLogger(__name__)
 
@@ -233,6 +234,16 @@ def unpack_app(grid: ObservingGrid, folder: Path) -> App:
     return App(app_folder, reference, fresh_context)
 
 
+def wire_precision(config: Mapping[str, object]) -> WirePrecision:
+    """What the app's config says. Raises RunFailed for what is neither."""
+    said = config.get(WIRE_PRECISION_KEY, WirePrecision.EXACT)
+    try:
+        return WirePrecision(said)  # type: ignore[arg-type]
+    except ValueError as error:
+        allowed = " or ".join(repr(one.value) for one in WirePrecision)
+        raise RunFailed(f"the app's config has {WIRE_PRECISION_KEY} = {said!r}; it may be {allowed}") from error
+
+
 def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
     """The whole run; True if it finished. Whatever goes wrong becomes one FAILED event."""
 
@@ -254,10 +265,14 @@ def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
     failure = ""
     try:
         token = acquire_task(plan.runtime_api_address, plan.flower_run_id)
-        grid = ObservingGrid(plan.runtime_api_address, token, observer, save, Mailbox(folder))
+        mailbox = Mailbox(folder)
+        grid = ObservingGrid(plan.runtime_api_address, token, observer, save, mailbox)
         with _heartbeats(grid):
             app = unpack_app(grid, folder)
+            mailbox.half = wire_precision(app.context().run_config) is WirePrecision.HALF
             wait_for_nodes(grid, observer, plan)
+            if mailbox.half:
+                observer.note("models travel in half precision")
             run_phases(app, grid, observer, plan)
             models.wait()
     except (KeyboardInterrupt, RunNotRunningException):

@@ -7,17 +7,18 @@ Below `/v1/bulk/` one request does, in the frames of `federator.framing`, and mo
 lie in files of the run (`mail.py`), and a letter names them (`federator.parcel`). What a path does is done by Flower's
 own handlers and state, after Flower's own checks of who asks and whether the run still runs:
 
-    online      a node that takes letters is here   [SendNodeHeartbeatRequest] -> [SendNodeHeartbeatResponse]
+    online      a node that takes letters is here   SendNodeHeartbeatRequest -> SendNodeHeartbeatResponse
     pull        it takes its next message           [PullMessagesRequest]
                                                     -> [PullMessagesResponse, GetRunResponse, letter]; 204: nothing yet
     push        it answers it                       [PushMessagesRequest, file of its answer or nothing]
                                                     -> ["kept" or nothing]; nothing: the file is not wanted
-    grid-nodes  the ServerApp asks who is here      [GetNodesRequest] -> [GetNodesResponse, ids of those with letters]
+    grid-nodes  the ServerApp asks who is here      GetNodesRequest -> [GetNodesResponse, ids of those with letters]
     grid-push   it sends messages                   [PushAppMessagesRequest, letters] objects of those without a letter
                                                     -> [PushAppMessagesResponse]
-    grid-pull   it takes the replies                [PullAppMessagesRequest]
+    grid-pull   it takes the replies                PullAppMessagesRequest
                                                     -> [PullAppMessagesResponse, files by message] objects of the others
                                                     204: nothing yet
+    grid-give-up  it waits for some no longer       PullAppMessagesRequest -> 204
 
 `Prefer: wait=N` holds a pull for up to N seconds; a push wakes it. A node gets its message again until it has answered
 it: what was on its way when a connection, the gateway or the Hub's proxy broke down is not lost. All other paths are
@@ -88,7 +89,15 @@ KEPT = b"kept"
 _LOOK_AGAIN_S = 1.0
 _HANDED_AT_MOST = 20  # a message that cannot be answered would come back for ever
 _SERVERAPP_PATHS = ("/v1/runtime/", f"{PREFIX}grid-")
-_ROUTINE = ("online", "pull", "push", "grid-nodes", "grid-push", "grid-pull")  # not worth a line in the log
+_ROUTINE = (
+    "online",
+    "pull",
+    "push",
+    "grid-nodes",
+    "grid-push",
+    "grid-pull",
+    "grid-give-up",
+)  # not worth a line in the log
 _STOCK_PUSHES = "/v1/fleet/push-"
 
 _Request = TypeVar("_Request", bound=Message)
@@ -142,6 +151,7 @@ class BulkPaths:
             "grid-nodes": self._grid_nodes,
             "grid-push": self._grid_push,
             "grid-pull": self._grid_pull,
+            "grid-give-up": self._grid_give_up,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -308,6 +318,18 @@ class BulkPaths:
             return self._replies(message, self._task(request))
 
         return await self._until(self._for_serverapp, _wait_s(request), look) or b""
+
+    async def _grid_give_up(self, request: Request, body: bytes) -> bytes:
+        """Let go of messages: who answers one of them hears that it came too late."""
+        task = self._task(request)
+        message_ids = set(_parsed(PullAppMessagesRequest, body).message_ids)
+        state = self._state()
+        given_up = message_ids & state.get_message_ids_from_run_id(task.run_id)
+        state.delete_messages(given_up)
+        for message_id in given_up:
+            state.object_store.delete(message_id)
+            self._letters.pop(message_id, None)
+        return b""
 
     def _replies(self, request: PullAppMessagesRequest, task: Task) -> bytes | None:
         """Replies with their files or objects. Where the objects are not all here, the ServerApp pulls them itself."""

@@ -50,6 +50,16 @@ class Run:
     nodes: dict[str, str] = field(default_factory=dict)  # decimal node id -> site, for every node that took part
 
 
+WIRE_PRECISION_KEY = "wire-precision"  # of a Flower app's config; an app without it is exact
+
+
+class WirePrecision(StrEnum):
+    """How the numbers of models travel between an aggregator and this project's own nodes."""
+
+    EXACT = "exact"  # as they are
+    HALF = "half"  # float32 and float64 as float16
+
+
 class EventKind(StrEnum):
     WAITING = "waiting"  # text: which nodes are missing
     PHASE = "phase"  # phase: "federated", "alone" (with node_id) or "compare"
@@ -73,7 +83,7 @@ class RunEvent:
         node_id: SuperLink node id that the event is about.
         model: for SCORE, "federated" or the decimal node id that trained alone.
         seconds: from sending to the reply's arrival.
-        size: bytes of the message's content, or of the model file.
+        size: bytes of the message's arrays as they travel, or of the model file.
     """
 
     kind: EventKind

@@ -75,7 +75,7 @@ class FleetHandler(RequestHandler):
         try:
             self._begin()
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._refuse_early(refusal)
 
     def _begin(self) -> None:
         if self.request.method != "POST":
@@ -114,7 +114,7 @@ class FleetHandler(RequestHandler):
             else:
                 self.body.extend(chunk)
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._refuse_early(refusal)
 
     async def post(self, operation: str) -> None:
         if self.caller is None or self._finished:
@@ -141,7 +141,7 @@ class FleetHandler(RequestHandler):
         if self.work is not None:
             self.work.cancel()
         if self.upload is not None:
-            self.upload.abandon()
+            self.upload.break_off()
 
     async def _forward(self, caller: Caller) -> httpx.Response:
         try:
@@ -217,9 +217,15 @@ class FleetHandler(RequestHandler):
     def _poll_s(self) -> float:
         return self.gateway.poll_s(self.request.headers.get("Prefer", ""))
 
+    def _refuse_early(self, refusal: Refusal) -> None:
+        """Refuse before the body is here. Tornado ends the connection then: the Hub's proxy must not use it again."""
+        if not self._finished:
+            self.set_header("Connection", "close")
+        self._refuse(refusal)
+
     def _refuse(self, refusal: Refusal) -> None:
         if self.upload is not None:
-            self.upload.abandon()
+            self.upload.break_off()
         if self._finished:
             return
         self.set_status(refusal.status)

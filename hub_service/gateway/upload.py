@@ -13,14 +13,14 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 
 from hub_service.aggregators.mail import NoSuchMail, create_mail, remove_mail
-from hub_service.gateway.gateway import Caller, DiskFull, Gateway, NoRun, Refusal
+from hub_service.gateway.gateway import Caller, DiskFull, Gateway, NoRun, NotNow, Refusal
 
 ENVELOPE_LIMIT = 1024**2  # bytes of an answer without its content
 _PIECE = 1024**2  # bytes that are written at once
 
 
 class Upload:
-    """One `bulk-push`. `take` each chunk, then `finish`; `abandon` where it breaks off.
+    """One `bulk-push`. `take` each chunk, then `finish`; `break_off` where the connection is lost.
 
     Args:
         new_name: makes a name for the file; see `aggregators.mail`.
@@ -36,6 +36,7 @@ class Upload:
         self._folder = Path()
         self._file: BinaryIO | None = None
         self._refusal: Refusal | None = None
+        self._handed_on = False
 
     async def take(self, chunk: bytes) -> None:
         """The rest of what is refused goes nowhere: who is answered before all is sent loses the answer."""
@@ -52,7 +53,7 @@ class Upload:
             self.abandon()
 
     async def finish(self) -> None:
-        """All is here: tell the aggregator. Raises Refusal, and leaves no file then."""
+        """All is here: tell the aggregator. Raises Refusal; no file is left then, unless the aggregator may have it."""
         try:
             if self._refusal is not None:
                 raise self._refusal
@@ -62,11 +63,19 @@ class Upload:
                 await self._write()
             if self._file is not None:
                 self._file.close()
+            self._handed_on = True
             kept = await self._gateway.bulk_push(self._caller, self._envelope, self._name)
+        except NotNow:
+            raise
         except BaseException:
             self.abandon()
             raise
         if not kept:
+            self.abandon()
+
+    def break_off(self) -> None:
+        """The node has gone. What the aggregator knows of already is its ServerApp's."""
+        if not self._handed_on:
             self.abandon()
 
     def abandon(self) -> None:

@@ -82,17 +82,17 @@ def evaluate(message, context):
 """
 
 
-def fab(files: dict[str, str], name: str = "tinyapp") -> bytes:
-    """A FAB of these files, in a package of the name."""
-    all_files = {"pyproject.toml": PYPROJECT.format(name=name), f"{name}/__init__.py": ""}
+def fab(files: dict[str, str], name: str = "tinyapp", config: str = "") -> bytes:
+    """A FAB of these files, in a package of the name. `config`: more lines of its config."""
+    all_files = {"pyproject.toml": PYPROJECT.format(name=name) + config, f"{name}/__init__.py": ""}
     all_files |= {f"{name}/{path}": text for path, text in files.items()}
     return bytes(build_fab_from_files({path: text.encode() for path, text in all_files.items()})[0])
 
 
-def averaging_app(train: str = "", server: str = SERVER) -> bytes:
+def averaging_app(train: str = "", server: str = SERVER, config: str = "") -> bytes:
     """FedAvg over one small array. `train` is put into the client's training, where `target` and `weight` are known."""
     body = "\n".join(f"    {line}" for line in train.splitlines())
-    return fab({"server_app.py": server, "client_app.py": CLIENT.format(train=body)})
+    return fab({"server_app.py": server, "client_app.py": CLIENT.format(train=body)}, config=config)
 
 
 def app_with_bad_sites() -> bytes:

@@ -35,7 +35,7 @@ from hub_service.aggregators.superlink_process import BulkPaths
 from hub_service.domain.runs import EventKind
 from hub_service.gateway import upload
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
-from tests.fakes.flower_apps import averaging_app
+from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.singleuser.test_gateway import post, pull, signed
 
 LETTERS = {FLEET_LETTERS_HEADER: "1"}
@@ -152,7 +152,7 @@ async def test_a_node_proves_who_it_is_at_the_superlink_too(running: Fleet, oper
     assert (await at_superlink(running, operation, of_b, signed(a))).status_code == 401
 
 
-@pytest.mark.parametrize("operation", ["grid-nodes", "grid-push", "grid-pull"])
+@pytest.mark.parametrize("operation", ["grid-nodes", "grid-push", "grid-pull", "grid-give-up"])
 @pytest.mark.parametrize("token", [None, "", "of another task"])
 async def test_the_serverapp_proves_which_task_it_has(running: Fleet, operation: str, token: str | None) -> None:
     versions = dict(RuntimeVersionMetadata.from_local_component("flwr-serverapp").as_metadata())
@@ -300,6 +300,23 @@ async def test_an_answer_that_comes_twice_counts_once(waiting: Fleet) -> None:
     assert (await bulk_push(waiting, member, refusal(member, evaluate))).status_code == 200
     replies = [event for event in await waiting.end_of_run() if event.kind is EventKind.REPLY]
     assert [event.message_type for event in replies] == ["train", "evaluate"]
+
+
+async def test_an_answer_that_comes_too_late_is_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The app waits for a second; the round goes on without the site, and nothing of it is left lying about."""
+    impatient = SERVER.replace('["num-server-rounds"])', '["num-server-rounds"]), timeout=1.0')
+    async with fleet(tmp_path_factory.mktemp("late")) as it:
+        app = averaging_app(server=impatient)
+        slow, quick = it.admit("slow"), it.start_node("quick", 1.0, app)
+        await it.register(slow)
+        await bulk_pull(it, slow)
+        await it.start_run(app, [quick, slow], rounds=3)
+        got = await next_message(it, slow)
+        await it.events(lambda event: event.kind is EventKind.REPLY and "no answer" in event.text)
+        answer = await bulk_push(it, slow, trained(slow, got))
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert len(list(mail_of(it).iterdir())) <= 1
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
 
 
 async def test_an_answer_without_its_model_is_left_out_with_the_reason(waiting: Fleet) -> None:

@@ -230,6 +230,19 @@ def test_a_poll_is_held_as_long_as_it_asks_within_the_limit(idle: Fleet, prefer:
     assert idle.gateway.poll_s(prefer) == seconds
 
 
+@pytest.mark.parametrize("operation", ["register-node", "no-such-thing", "pull-messages"])
+async def test_who_is_refused_before_the_body_is_here_is_told_that_the_connection_ends(
+    idle: Fleet, operation: str
+) -> None:
+    """The Hub's proxy keeps its connections: without that word it sends another's request on one that is ending."""
+    stranger = Member("stranger", 0.0)
+    answer = await post(idle, operation, pull(stranger), signed(stranger))
+    assert (answer.status_code, answer.headers["connection"]) == (401, "close")
+    member = idle.members["a"]
+    answer = await post(idle, "pull-messages", pull(member), signed(member))
+    assert "connection" not in answer.headers
+
+
 async def test_activation_waits_for_the_aggregator_and_brings_the_node_online(running: Fleet) -> None:
     late = running.admit("late")
     activation = asyncio.create_task(

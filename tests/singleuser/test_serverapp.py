@@ -28,8 +28,17 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fle
         yield it
 
 
-async def run(it: Fleet, server: str, run_id: str, *, rounds: int = 1, compare: bool = False) -> list[RunEvent]:
-    app = averaging_app(server=server)
+async def run(
+    it: Fleet,
+    server: str,
+    run_id: str,
+    *,
+    train: str = "",
+    config: str = "",
+    rounds: int = 1,
+    compare: bool = False,
+) -> list[RunEvent]:
+    app = averaging_app(train, server, config)
     members = list(it.members.values())
     for member in members:
         member.approve(app)
@@ -118,6 +127,82 @@ async def test_an_app_that_raises_fails_with_its_own_line(
     assert (events[-1].kind, events[-1].text) == (EventKind.FAILED, text)
     log = (running.backend.run_folder(PROJECT, run_id) / "serverapp.log").read_text()
     assert "Traceback" in log
+
+
+HALF = 'wire-precision = "half"'
+LARGE = SERVER.replace("np.zeros((2, 3), dtype=np.float32)", "(np.arange(60000) / 7e4).astype(np.float32)")
+
+
+def traffic(it: Fleet) -> np.ndarray:
+    """Bytes to and from all nodes so far."""
+    counted = it.gateway.traffic.values()
+    return np.array([sum(one.to_node for one in counted), sum(one.from_node for one in counted)])
+
+
+def notes(events: list[RunEvent]) -> list[str]:
+    return [event.text for event in events if event.kind is EventKind.PHASE and event.text]
+
+
+async def test_half_precision_halves_what_travels(running: Fleet) -> None:
+    """The model of such a run is near to the exact one, in the same dtype, and the run says so."""
+    before = traffic(running)
+    exact_events = await run(running, LARGE, "exact", rounds=2, compare=True)
+    between = traffic(running)
+    half_events = await run(running, LARGE, "half", config=HALF, rounds=2, compare=True)
+    after = traffic(running)
+    assert half_events[-1].kind is exact_events[-1].kind is EventKind.FINISHED
+    ratio = (after - between) / (between - before)
+    assert (ratio > 0.45).all()
+    assert (ratio < 0.6).all()
+    exact, half = model(running, "exact"), model(running, "half")
+    assert exact.dtype == half.dtype == np.float32
+    np.testing.assert_allclose(half, exact, atol=2e-3)
+    assert not np.array_equal(half, exact)
+    assert not np.array_equal(half, half.astype(np.float16)), "the aggregator's own model is not rounded"
+    for kind in (EventKind.SENT, EventKind.REPLY):
+        sizes = [sum(one.size for one in events if one.kind is kind) for events in (exact_events, half_events)]
+        assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02)
+    assert notes(half_events) == ["models travel in half precision"]
+    assert notes(exact_events) == []
+    assert [event.model for event in half_events if event.kind is EventKind.SCORE] == [
+        event.model for event in exact_events if event.kind is EventKind.SCORE
+    ]
+
+
+async def test_an_exact_run_may_say_so(running: Fleet) -> None:
+    events = await run(running, LARGE, "said-exact", config='wire-precision = "exact"', rounds=2)
+    np.testing.assert_array_equal(model(running, "said-exact"), model(running, "exact"))
+    assert notes(events) == []
+
+
+@pytest.mark.parametrize("value", ['"hlaf"', "16", "true"])
+async def test_another_precision_fails_the_run_at_once(running: Fleet, value: str) -> None:
+    events = await run(running, SERVER, f"precision-{value.strip(chr(34))}", config=f"wire-precision = {value}")
+    (only,) = events
+    assert only.kind is EventKind.FAILED
+    assert only.text.startswith("the app's config has wire-precision = ")
+    assert only.text.endswith("; it may be 'exact' or 'half'")
+
+
+async def test_a_model_beyond_half_precision_is_not_sent(running: Fleet) -> None:
+    events = await run(running, SERVER.replace("np.zeros((2, 3)", "np.full((2, 3), 1e5"), "too-large", config=HALF)
+    assert events[-1].kind is EventKind.FAILED
+    assert events[-1].text == (
+        "array 'weight' has values beyond half precision, which ends at 65504; use wire-precision = exact"
+    )
+    assert not any(event.kind is EventKind.SENT for event in events)
+
+
+async def test_an_answer_beyond_half_precision_is_left_out(running: Fleet) -> None:
+    """The other site's stands alone: halfway between 0 and its target."""
+    train = "if target == 3:\n    weight = weight * np.float32(1e6)"
+    events = await run(running, SERVER, "one-too-large", train=train, config=HALF)
+    (text,) = [event.text for event in events if event.kind is EventKind.REPLY and event.text]
+    assert text == (
+        "site's answer left out: array 'weight' has an infinite value; "
+        "half precision, which ends at 65504, may be the cause"
+    )
+    np.testing.assert_array_equal(model(running, "one-too-large"), np.full((2, 3), 0.5, np.float32))
 
 
 async def test_sites_that_do_not_come_are_named(tmp_path: Path) -> None:

@@ -517,6 +517,7 @@ class TestRuns:
         assert record["model"] == {"sha256": sha256, "size": 7, "round": 1}
         assert record["app"]["fab_sha256"] == federation.newest_hash(project_id)  # type: ignore[index]
         assert "flwr" in record["software"]  # type: ignore[operator]
+        assert record["run"]["wire_precision"] == "exact"  # type: ignore[index]
         assert federation.coordinator.run(BERT, run_id).rounds[0].train == {"loss": 1.25}
         assert actions_noted(federation)[-2:] == [Decision.MODEL_DOWNLOADED, Decision.RECORD_DOWNLOADED]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federator.framing import BadFrame, framed, split
-from federator.parcel import letter_of
+from federator.parcel import halved, letter_of, may_halve
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from hub_service.aggregators.mail import MAIL_FOLDER, NoSuchMail, clear_mail, create_mail, open_mail, remove_mail
-from hub_service.aggregators.mailbox import Mailbox
-from hub_service.aggregators.mapped_array import MappedArray, data_of, numpy_view, size_of
+from hub_service.aggregators.mailbox import BeyondHalf, Mailbox
+from hub_service.aggregators.mapped_array import MappedArray, data_of, is_halved, numpy_view, size_of
 
 NAME = "0123456789abcdef" * 2
 
@@ -184,6 +185,114 @@ def test_a_header_in_unicode_is_read_too() -> None:
 def test_data_that_are_no_array_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         numpy_view(Array("float64", (4,), "numpy.ndarray", data))
+
+
+# --- half precision
+
+
+@pytest.fixture
+def half_mailbox(tmp_path: Path) -> Mailbox:
+    mailbox = Mailbox(tmp_path)
+    mailbox.half = True
+    return mailbox
+
+
+def fine_model() -> ArrayRecord:
+    """One whose numbers half precision cannot hold exactly."""
+    record = model()
+    record["w"] = Array(np.linspace(-1, 1, 3000, dtype=np.float32))
+    return record
+
+
+def answered_in_half(tmp_path: Path, record: ArrayRecord) -> str:
+    """As `answered`, by a node whose letter said so."""
+    letter = letter_of(RecordDict({"arrays": record}), lambda _: "", half=True).packed()
+    data = [halved(one.numpy(), beyond="ignore") if may_halve(one) else one.data for one in record.values()]
+    with create_mail(tmp_path, NAME) as file:
+        file.writelines(framed([letter, *data]))
+    return NAME
+
+
+def test_a_model_in_half_precision_goes_out_as_such_and_stays_exact_here(half_mailbox: Mailbox, tmp_path: Path) -> None:
+    record, before = fine_model(), fine_model()
+    held = record["w"].data
+    letter = half_mailbox.letter(RecordDict({"arrays": record}))
+    assert letter.half
+    blob = split((tmp_path / MAIL_FOLDER / letter.blobs[0]).read_bytes())
+    kept = {key: np.load(io.BytesIO(data)).dtype for key, data in zip(record, blob, strict=True) if key != "bytes"}
+    assert kept == {key: "float16" if may_halve(before[key]) else before[key].dtype for key in kept}
+    assert [size_of(array) for array in record.values()] == [len(data) for data in blob]
+    assert record["w"].data is held
+    for key, array in record.items():
+        assert (array.dtype, array.shape, array.stype, array.data) == (
+            before[key].dtype,
+            before[key].shape,
+            before[key].stype,
+            before[key].data,
+        )
+    np.testing.assert_array_equal(record["w"].numpy(), before["w"].numpy())
+    assert record["w"].numpy().flags.writeable
+    assert numpy_view(record["w"]).base is not None
+    assert pickle.loads(pickle.dumps(record["w"])).data == before["w"].data  # noqa: S301
+    ours = {object_id: item.deflate() for object_id, item in get_all_nested_objects(record).items()}
+    assert ours == {object_id: item.deflate() for object_id, item in get_all_nested_objects(before).items()}
+
+
+def test_a_model_in_half_precision_is_posted_once_unless_it_has_changed(half_mailbox: Mailbox, tmp_path: Path) -> None:
+    record = fine_model()
+    name = half_mailbox.post(record)
+    assert half_mailbox.post(record) == name
+    record["w"].data = Array(np.ones(3000, np.float32)).data
+    assert type(record["w"]) is Array
+    other = half_mailbox.post(record)
+    assert other != name
+    half_mailbox.keep_only([])
+    assert half_mailbox.post(record) not in (name, other)
+    assert record["w"].numpy().sum() == 3000
+
+
+def test_an_answer_in_half_precision_has_its_dtypes_again(half_mailbox: Mailbox, tmp_path: Path) -> None:
+    sent = fine_model()
+    got = half_mailbox.fetch(answered_in_half(tmp_path, sent)).array_records["arrays"]
+    for key in ("w", "fortran", "empty", "steps"):
+        for values in (got[key].numpy(), numpy_view(got[key]), np.load(io.BytesIO(got[key].data))):
+            assert (values.dtype, values.shape) == (sent[key].numpy().dtype, sent[key].shape)
+            np.testing.assert_allclose(values, sent[key].numpy(), atol=1e-3)
+        assert got[key].numpy().flags.writeable
+        assert is_halved(got[key]) == may_halve(sent[key])
+    assert got["bytes"].data == b"abc"
+    assert size_of(got["w"]) < size_of(sent["w"]) * 0.6
+    assert not np.array_equal(got["w"].numpy(), sent["w"].numpy())
+
+
+def test_an_answer_in_half_precision_can_be_sent_on(half_mailbox: Mailbox, tmp_path: Path) -> None:
+    got = half_mailbox.fetch(answered_in_half(tmp_path, fine_model())).array_records["arrays"]
+    values = got["w"].numpy()
+    for mailbox in (half_mailbox, Mailbox(tmp_path)):
+        mailbox.post(got)
+        np.testing.assert_array_equal(got["w"].numpy(), values)
+    assert data_of(got["w"]) == Array(values).data
+
+
+def test_a_model_beyond_half_precision_is_named_and_leaves_no_blob(half_mailbox: Mailbox, tmp_path: Path) -> None:
+    record = fine_model()
+    record["variance"] = Array(np.array([1.0, 1e5], np.float32))
+    with pytest.raises(BeyondHalf, match=r"array 'variance' .*; use wire-precision = exact"):
+        half_mailbox.post(record)
+    assert list((tmp_path / MAIL_FOLDER).iterdir()) == []
+    assert type(record["w"]) is Array
+
+
+def test_an_answer_that_only_says_that_it_is_in_half_precision_is_noticed(
+    half_mailbox: Mailbox, tmp_path: Path
+) -> None:
+    record = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    with create_mail(tmp_path, NAME) as file:
+        letter = letter_of(RecordDict({"arrays": record}), lambda _: "", half=True).packed()
+        file.writelines(framed([letter, b"no array at all"]))
+    got = half_mailbox.fetch(NAME).array_records["arrays"]
+    with pytest.raises(ValueError, match=r"."):
+        numpy_view(got["w"])
 
 
 # --- the service's side

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -170,3 +173,21 @@ def test_nobody_is_odd_where_all_have_other_names() -> None:
 def test_replies_without_arrays_are_not_odd() -> None:
     sent = dict.fromkeys(("1", "2"), letter(a=np.ones(1)).arrays)
     assert odd_ones_out({"1": {}, "2": {}}, sent) == {}
+
+
+def test_an_infinite_value_in_half_precision_has_its_cause_named() -> None:
+    infinite = seen(np.full((2, 3), np.inf, np.float32))
+    reply = MessageSeen(7, "train", 0, {"arrays": {"weight": infinite}})
+    assert fault_of(reply, SENT) == "array 'weight' has an infinite value"
+    reply = MessageSeen(7, "train", 0, {"arrays": {"weight": replace(infinite, halved=True)}})
+    assert fault_of(reply, SENT).endswith("an infinite value; half precision, which ends at 65504, may be the cause")
+
+
+def test_a_model_that_was_sent_is_not_kept(observer: Observer) -> None:
+    """A run has as many as it has rounds."""
+    array = np.zeros((2, 3), np.float32)
+    gone = weakref.ref(array)
+    observer.sent("m1", letter(weight=array))
+    del array
+    assert gone() is None
+    assert observer.sent_arrays("m1")["arrays"]["weight"].shape == (2, 3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 import pytest
 from federator.framing import BadFrame, pack
-from federator.parcel import Data, Letter, content_of, letter_of, plain_array
+from federator.parcel import Data, Letter, content_of, halved, letter_of, may_halve, plain_array
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 WEIGHTS = ArrayRecord({"w": Array(np.arange(6, dtype=np.float32).reshape(2, 3)), "steps": Array(np.array(7))})
@@ -64,6 +65,8 @@ def test_too_few_arrays_are_noticed(data: list[bytes]) -> None:
         pack([b"", b'{"a": 1}'], {}),
         pack([b"", b"[1]"], {}),
         pack([b"", b"\xff"], {}),
+        pack([b"", b"[]", b"quarter"], {}),
+        pack([b"", b"[]", b"half", b"half"], {}),
     ],
 )
 def test_what_is_no_letter_is_refused(body: bytes) -> None:
@@ -74,3 +77,67 @@ def test_what_is_no_letter_is_refused(body: bytes) -> None:
 def test_records_that_are_none_are_refused() -> None:
     with pytest.raises(BadFrame, match="cannot be read"):
         content_of(Letter(b"\xff\xff", ()), taking([]), plain_array)  # type: ignore[arg-type]
+
+
+# --- half precision
+
+
+def through_half(array: Array) -> Array:
+    """What comes of an array on its way."""
+    letter = letter_of(RecordDict({"arrays": ArrayRecord({"w": array})}), lambda _: "", half=True)
+    data = halved(array.numpy(), beyond="raise") if may_halve(array) else array.data
+    return content_of(Letter.unpacked(letter.packed()), lambda *_: [data], plain_array).array_records["arrays"]["w"]
+
+
+def test_an_exact_letter_says_nothing_of_precision() -> None:
+    letter = letter_of(CONTENT, lambda _: "")
+    assert letter.packed() == pack([letter.records, b'["", ""]'], {})
+    assert Letter.unpacked(letter_of(CONTENT, lambda _: "", half=True).packed()).half
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (40, 5)])
+def test_a_floating_array_comes_back_near_to_what_it_was(dtype: str, shape: tuple[int, ...]) -> None:
+    values = np.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    for array in (Array(values), Array(np.asfortranarray(values))):
+        assert len(halved(values, beyond="raise")) <= len(array.data) - values.nbytes + 2 * values.size
+        came = through_half(array)
+        assert (came.dtype, came.shape, came.stype) == (array.dtype, array.shape, array.stype)
+        assert came.numpy().dtype == values.dtype
+        np.testing.assert_allclose(came.numpy(), values, rtol=1e-3, atol=1e-6)
+        assert values.size < 2 or not np.array_equal(came.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "int8", "int64", "uint8", "bool", "complex64", "complex128", ">f4", ">f8", "longdouble", "U3"]
+)
+def test_other_arrays_come_back_as_they_were(dtype: str) -> None:
+    array = Array(np.arange(6).reshape(2, 3).astype(dtype))
+    assert through_half(array) == array
+
+
+def test_an_array_of_the_apps_own_kind_comes_back_as_it_was() -> None:
+    array = Array("float32", (1,), "my-own", b"abc")
+    assert through_half(array) == array
+
+
+def test_an_answer_that_is_exact_all_the_same_is_taken() -> None:
+    """As from whoever says that it is in half precision, and sends an array as it is."""
+    letter = letter_of(CONTENT, lambda _: "", half=True)
+    assert content_of(letter, taking(data_of(WEIGHTS, BIAS)), plain_array) == CONTENT  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_numbers_that_half_precision_has_no_room_for_are_noticed(dtype: str, size: int) -> None:
+    values = np.zeros(size, dtype)
+    values[size // 2] = -1e5
+    with pytest.raises(FloatingPointError):
+        halved(values, beyond="raise")
+    assert np.load(io.BytesIO(halved(values, beyond="ignore")))[size // 2] == -np.inf
+
+
+def test_what_is_infinite_or_no_number_already_passes() -> None:
+    values = np.array([np.inf, -np.inf, np.nan, 65504, 1e-30], np.float32)
+    came = through_half(Array(values)).numpy()
+    np.testing.assert_array_equal(came, np.array([np.inf, -np.inf, np.nan, 65504, 0], np.float32))

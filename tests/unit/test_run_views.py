@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,10 +10,14 @@ from datetime import UTC, datetime
 import pytest
 from federator.contract import RunStatus
 
+from hub_service.apps.build import AppBuilder
+from hub_service.domain.projects import AppVersion, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.run_progress import Progress, finite, with_site_names
-from hub_service.run_views import rounds, run_detail, scores, weighted
+from hub_service.run_views import record, rounds, run_detail, scores, weighted
 from tests.fakes.aggregators import reply, sent
+from tests.fakes.flower_apps import averaging_app
+from tests.fakes.notebooks import mean_notebook
 
 RUN = Run(
     id="r1",
@@ -141,3 +146,33 @@ def test_a_finite_event_is_left_as_it_is() -> None:
     assert finite(event) is event
     spoiled = finite(reply(11, 1, loss=math.nan, accuracy=1.0, text="late"))
     assert (spoiled.metrics, spoiled.text) == ({"accuracy": 1.0}, "late; loss is not a finite number")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "precision"),
+    [
+        ("mean.ipynb", mean_notebook("CONFIG = {'wire-precision': 'half'}"), "half"),
+        ("mean.ipynb", mean_notebook(), "exact"),
+        ("app.fab", averaging_app(config='wire-precision = "half"'), "half"),
+        ("app.fab", averaging_app(), "exact"),
+    ],
+)
+def test_the_record_states_how_models_travelled(name: str, content: bytes, precision: str) -> None:
+    """As the approved bytes say: no run overrides it, and no report of the app's own code can."""
+    built = AppBuilder(frozenset({"numpy", "flwr", "torch"})).build(name, content)
+    project = Project("p1", "Lungs", "", "anna", RUN.created_at)
+    app = AppVersion(
+        project_id="p1",
+        number=1,
+        fab_hash=built.fab_hash,
+        title=built.title,
+        source=built.source,
+        created_by="anna",
+        created_at=RUN.created_at,
+        size=len(built.fab),
+        cells=built.cells,
+        files=built.files,
+        imports=built.imports,
+    )
+    states = json.loads(json.dumps(record(project, RUN, app, [], run_detail(RUN, 1, []))))["run"]
+    assert states["wire_precision"] == precision

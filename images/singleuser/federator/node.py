@@ -32,7 +32,7 @@ from typing import TypeVar, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.install import install_from_fab
 from flwr.clientapp import ClientApp
@@ -65,7 +65,7 @@ from federator.approvals import ApprovalCheck, FetchApproved, NotApproved
 from federator.contract import Assignment, ClientState, Env
 from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
 from federator.framing import Data, size_of
-from federator.parcel import Letter, content_of, letter_of, plain_array
+from federator.parcel import Letter, content_of, halved, letter_of, may_halve, plain_array
 
 _log = logging.getLogger(__name__)
 
@@ -464,7 +464,7 @@ class Node:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         try:
             with self._interruptible():
-                return _packed(self._run_app(task, fab), time.monotonic() - started)
+                return _packed(self._run_app(task, fab), time.monotonic() - started, half=task.letter.half)
         except Interrupted:
             reason = "The researcher interrupted it."
         except AppNotLoaded as error:
@@ -614,16 +614,22 @@ def _error_reply(proto: MessageProto, code: int, reason: str) -> Message:
     return Message(Error(code=code, reason=reason), reply_to=message_from_proto(proto))
 
 
-def _packed(reply: Message, seconds: float) -> _Packed:
-    """Arrays go as they are; only what is left of the message becomes objects with ids."""
+def _packed(reply: Message, seconds: float, *, half: bool = False) -> _Packed:
+    """Arrays go as they are, or in half precision; only what is left of the message becomes objects with ids."""
     bare = remove_content_from_message(reply)
     parts: list[Data] = []
     if reply.has_content():
-        parts.append(letter_of(reply.content, name=lambda _: "").packed())
-        parts += [array.data for record in reply.content.array_records.values() for array in record.values()]
+        parts.append(letter_of(reply.content, name=lambda _: "", half=half).packed())
+        arrays = [array for record in reply.content.array_records.values() for array in record.values()]
+        parts += [_halved(array) if half and may_halve(array) else array.data for array in arrays]
     with no_object_id_recompute():
         bare.metadata.__dict__["_message_id"] = bare.object_id
         return _Packed(message_to_proto(bare), get_object_tree(bare), parts, seconds)
+
+
+def _halved(array: Array) -> bytes:
+    """Numbers that are too large become infinite: the aggregator leaves such an answer out, and says so."""
+    return halved(array.numpy(), beyond="ignore")
 
 
 def _refusal(task: _Task, code: int, reason: str) -> _Packed:

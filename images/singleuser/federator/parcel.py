@@ -7,30 +7,41 @@ to a file once, read by whoever needs it, and never decoded on its way.
     letter   [records without array data, names of the blobs]     in the frames of `federator.framing`
     blob     [data of each array of one record, in order]         the same
 
+A letter may have a third part, "half": the data of its float32 and float64 arrays travel as float16. It describes the
+arrays as they were; whoever unpacks one makes them so again, and answers in the same way.
+
 An aggregator's blobs have names that are never used again: whoever has had a blob need not fetch it again. The blobs of
 a node's answer follow its letter, and need no names. Both ends import this module.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
 from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from federator.framing import BadFrame, Data, pack, split
+
+_HALF = b"half"
+_HALVED = frozenset({"float32", "float64"})
 
 TakeBlob = Callable[[str, int], Sequence[Data]]
 """Gives the data of all arrays of the blob with this name; how many there must be stands beside it."""
 
-MakeArray = Callable[[ArrayProto, Data], Array]
-"""Makes an array of its description (dtype, shape, stype) and its data."""
+MakeArray = Callable[[ArrayProto, Data, bool], Array]
+"""Makes an array of its description (dtype, shape, stype) and its data, which may be in half precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +51,32 @@ class Letter:
     Attributes:
         records: a Flower RecordDict, serialized, whose arrays are empty.
         blobs: the name of the blob of each of its array records, in order.
+        half: whether the data of arrays that `may_halve` are in half precision.
     """
 
     records: bytes
     blobs: tuple[str, ...]
+    half: bool = False
 
     def packed(self) -> bytes:
-        return pack([self.records, json.dumps(self.blobs).encode()], {})
+        return pack([self.records, json.dumps(self.blobs).encode(), *([_HALF] if self.half else [])], {})
 
     @classmethod
     def unpacked(cls, body: bytes) -> Letter:
         """Raises BadFrame for what `packed` does not make."""
         try:
-            records, names = split(body)
+            records, names, *half = split(body)
             blobs = json.loads(names)
         except ValueError as error:
             raise BadFrame(f"this is no letter: {error}") from error
         if not isinstance(blobs, list) or not all(isinstance(name, str) for name in blobs):
             raise BadFrame("the letter does not name its blobs")
-        return cls(records, tuple(blobs))
+        if half not in ([], [_HALF]):
+            raise BadFrame("the letter's data are in a form that is not known here")
+        return cls(records, tuple(blobs), bool(half))
 
 
-def letter_of(content: RecordDict, name: Callable[[ArrayRecord], str]) -> Letter:
+def letter_of(content: RecordDict, name: Callable[[ArrayRecord], str], *, half: bool = False) -> Letter:
     """The letter of a message's content. `name` is asked for the blob of each array record, in order."""
     proto = RecordDictProto()
     blobs = []
@@ -71,7 +86,7 @@ def letter_of(content: RecordDict, name: Callable[[ArrayRecord], str]) -> Letter
             proto.items.add(key=key, array_record=_described(record))
         else:
             proto.items.extend(recorddict_to_proto(RecordDict({key: record})).items)
-    return Letter(proto.SerializeToString(), tuple(blobs))
+    return Letter(proto.SerializeToString(), tuple(blobs), half)
 
 
 def content_of(letter: Letter, take: TakeBlob, make: MakeArray) -> RecordDict:
@@ -84,15 +99,41 @@ def content_of(letter: Letter, take: TakeBlob, make: MakeArray) -> RecordDict:
     for item in _items(letter.records):
         if item.WhichOneof("value") == "array_record":
             described = item.array_record.items
-            content[item.key] = _array_record(described, take(next(names, ""), len(described)), make)
+            content[item.key] = _array_record(described, take(next(names, ""), len(described)), make, letter.half)
         else:
             content[item.key] = recorddict_from_proto(RecordDictProto(items=[item]))[item.key]
     return content
 
 
-def plain_array(described: ArrayProto, data: Data) -> Array:
-    """An array whose data is in memory."""
+def plain_array(described: ArrayProto, data: Data, halved: bool) -> Array:
+    """An array whose data is in memory. Raises ValueError for halved data that are no array."""
+    if halved:
+        return Array(widened(np.load(io.BytesIO(data), allow_pickle=False), described.dtype))
     return Array(described.dtype, tuple(described.shape), described.stype, bytes(data))
+
+
+def may_halve(array: Array | ArrayProto) -> bool:
+    """Whether the array's data are what half precision makes smaller."""
+    return array.stype == SType.NUMPY and array.dtype in _HALVED
+
+
+def halved(values: NDArray[Any], *, beyond: Literal["ignore", "raise"]) -> bytes:
+    """The data of an array that `may_halve`, in half precision.
+
+    Args:
+        beyond: what to do with finite numbers that are too large: let them become infinite, or raise
+            FloatingPointError.
+    """
+    with np.errstate(all="ignore", over=beyond):
+        half = values.astype(np.float16)
+    file = io.BytesIO()
+    np.save(file, half, allow_pickle=False)
+    return file.getvalue()
+
+
+def widened(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The array as its letter describes it. One that did not come in half precision stays as it is."""
+    return values.astype(dtype) if values.dtype == np.float16 else values
 
 
 def _described(record: ArrayRecord) -> ArrayRecordProto:
@@ -112,10 +153,12 @@ def _items(records: bytes) -> Iterable[RecordDictProto.Item]:
     return items
 
 
-def _array_record(described: Sequence[ArrayRecordProto.Item], data: Sequence[Data], make: MakeArray) -> ArrayRecord:
+def _array_record(
+    described: Sequence[ArrayRecordProto.Item], data: Sequence[Data], make: MakeArray, half: bool
+) -> ArrayRecord:
     if len(described) != len(data):
         raise BadFrame(f"a record has {len(described)} arrays, and its blob the data of {len(data)}")
     record = ArrayRecord()  # from a dictionary, Flower would copy each array
     for item, one in zip(described, data, strict=True):
-        record[item.key] = make(item.value, one)
+        record[item.key] = make(item.value, one, half and may_halve(item.value))
     return record
