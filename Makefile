@@ -14,8 +14,8 @@ demo: setup ## Run the whole journey, then leave the Hub up.  EXIT=1: end after 
 test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out
 	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
 
-bench: setup ## Measure, and print a table.  Needs what the Docker tests need
-	@$(PY) -m tests.bench
+bench: setup ## Measure, and print a table.  GROUPS="rounds big": these only.  ARGS=--without-peers: ours only
+	@$(PY) -m tests.bench $(ARGS) $(GROUPS)
 
 lint: setup ## ruff, mypy --strict: the checks of CI
 	@.venv/bin/ruff check .

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 RUNS_TOPIC = "runs"  # a run was asked for or stopped, or who may take part in one has changed
 
@@ -25,6 +27,16 @@ class Changes:
         self._revisions: dict[str, int] = defaultdict(int)
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._closed = False
+        self.followers = 0  # who are shown each change, as long as they look
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While somebody follows a topic."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
 
     def close(self) -> None:
         """Wake everybody, and let nobody wait any more: the service ends, and open requests are to be answered."""

@@ -19,6 +19,9 @@ NODE_IDS = "node-ids.json"
 # A start costs seconds of a processor's time: of too many at once, each would take long enough to be given up.
 STARTS_AT_ONCE = 4 * (os.cpu_count() or 1)
 
+NICENESS = 5
+"""Of both processes: the pages of all projects, and everybody's messages, go before one project's sums."""
+
 LOST = -1
 """Exit status of a process whose end nobody saw."""
 

@@ -62,6 +62,7 @@ from hub_service.aggregators.model_file import ModelWriter, write_model
 from hub_service.aggregators.observer import ALONE, COMPARE, FEDERATED, Observer
 from hub_service.aggregators.observing_grid import ObservingGrid, RunFailed, TooFewSites, metrics_of, size_of_record
 from hub_service.aggregators.plan import Plan
+from hub_service.aggregators.processes import NICENESS
 from hub_service.domain.runs import WIRE_PRECISION_KEY, WirePrecision
 
 _log = logging.getLogger(__name__)
@@ -344,9 +345,11 @@ def parse_arguments(arguments: Sequence[str]) -> Path:
 def main() -> int:
     """Called by `python -m`, and in a fork of `template_process`."""
     logging.basicConfig(level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request says nothing
     # Flower's heartbeat interrupts this process; one started in the background may have inherited SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = parse_arguments(sys.argv[1:])
+    os.nice(NICENESS)
     observer = Observer(EventFile(folder).write, time.time)
     preload()
     try:

@@ -78,6 +78,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hub_service.aggregators.link_state import LinkState
+from hub_service.aggregators.processes import NICENESS
 
 PREFIX = "/v1/bulk/"
 MEDIA_TYPE = "application/octet-stream"
@@ -468,6 +469,7 @@ def main() -> None:
     options.add_argument("--node-ids", type=Path, required=True)
     options.add_argument("--unix-socket", type=Path)
     ours, theirs = options.parse_known_args()
+    os.nice(NICENESS)
     sys.argv[1:] = [*theirs, "--database", FLWR_IN_MEMORY_DB_NAME]
     create_app = superlink_main.create_app
 

@@ -204,9 +204,12 @@ class Gateway:
         self.body_limit = body_limit
         self.traffic: dict[str, Traffic] = {}  # by participation
         self._sessions: dict[bytes, _Session] = {}
+        self._closed = False
         self._clients: dict[Endpoint, tuple[str, httpx.AsyncClient]] = {}  # with the project whose endpoint it is
 
     async def close(self) -> None:
+        """Ask no aggregator any more. Who still calls is told to try again."""
+        self._closed = True
         clients, self._clients = self._clients, {}
         for _, client in clients.values():
             await client.aclose()
@@ -519,9 +522,11 @@ class Gateway:
         return response.content
 
     async def _client(self, caller: Caller, endpoint: Endpoint) -> httpx.AsyncClient:
-        """The one client of this aggregator, whose connections all its nodes share."""
+        """The one client of this aggregator, whose connections all its nodes share. Raises NotNow after `close`."""
         if endpoint not in self._clients:
             await self._close_clients_of_the_gone()
+        if self._closed:
+            raise NotNow
         if endpoint not in self._clients:
             client = endpoint.client(timeout=_TIMEOUT, limits=_LIMITS)
             self._clients[endpoint] = (caller.grant.project_id, client)

@@ -29,15 +29,29 @@ from hub_service.domain.projects import AppVersion, Member, Participation, Proje
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.store import tables
 from hub_service.store.base import AuditLine, Store
+from hub_service.store.kept import KeptRows
 
 _FINAL_STATUSES = tuple(status.value for status in RunStatus if status.is_final)
+
+# What tells the rows of a table apart, where rows are put again.
+_KEYS: Mapping[Table, Sequence[str]] = {
+    tables.projects: ["id"],
+    tables.members: ["project_id", "user"],
+    tables.app_versions: ["project_id", "fab_hash"],
+    tables.participations: ["id"],
+    tables.approvals: ["project_id", "fab_hash", "site", "dataset"],
+    tables.runs: ["id"],
+}
+_LOOKUPS_KEPT = 500  # of a table
+_LARGE_LOOKUPS_KEPT = 50  # of app versions, which hold their whole source, and of runs' events
+_ROWS_KEPT = 5000  # of one lookup: the events of a long run of many sites are read each time
 
 T = TypeVar("T")
 Row = RowMapping
 
 
 class SqlStore(Store):
-    """One connection, used by one thread: the service's event loop.
+    """One connection, used by one thread: the service's event loop. Nobody else writes to the database.
 
     Args:
         url: a SQLAlchemy URL, such as sqlite:////var/lib/federation/federation.db
@@ -48,6 +62,9 @@ class SqlStore(Store):
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._open: Connection | None = None
+        self._kept = {table: KeptRows(key, lookups=_LOOKUPS_KEPT, rows=_ROWS_KEPT) for table, key in _KEYS.items()}
+        for table in (tables.app_versions, tables.run_events):
+            self._kept[table] = KeptRows(_KEYS.get(table, ()), lookups=_LARGE_LOOKUPS_KEPT, rows=_ROWS_KEPT)
         try:
             tables.metadata.create_all(self._engine)
             self._check_schema_version()
@@ -75,12 +92,19 @@ class SqlStore(Store):
         if self._open is not None:
             yield
             return
-        with self._engine.begin() as connection:
-            self._open = connection
-            try:
-                yield
-            finally:
-                self._open = None
+        whole = False
+        try:
+            with self._engine.begin() as connection:
+                self._open = connection
+                try:
+                    yield
+                finally:
+                    self._open = None
+            whole = True
+        finally:
+            if not whole:
+                for kept in self._kept.values():
+                    kept.clear()
 
     @property
     def _connection(self) -> Connection:
@@ -93,104 +117,115 @@ class SqlStore(Store):
 
     # --- statements
 
-    def _put(self, table: Table, key: Sequence[str], values: Mapping[str, Any]) -> None:
+    def _put(self, table: Table, values: Mapping[str, Any]) -> None:
         """Update the row with this key, or insert it where there is none: its place among the others stays."""
         with self.transaction():
-            same_key = [table.c[name] == values[name] for name in key]
+            same_key = [table.c[name] == values[name] for name in _KEYS[table]]
             if self._connection.execute(update(table).where(*same_key).values(values)).rowcount == 0:
                 self._connection.execute(insert(table).values(values))
+        self._kept[table].put(values)
 
-    def _all(self, table: Table, make: Callable[[Row], T], *where: ColumnElement[bool]) -> list[T]:
-        """Rows in the order in which they were first put."""
+    def _all(self, table: Table, make: Callable[[Row], T], **wanted: Any) -> list[T]:
+        """Rows that have these values, in the order in which they were first put."""
+        asked = frozenset(wanted.items())
+        found: list[T] | None = self._kept[table].get(asked)
+        if found is None:
+            found = self._read(table, make, *(table.c[name] == value for name, value in wanted.items()))
+            self._kept[table].keep(asked, found)
+        return found
+
+    def _first(self, table: Table, make: Callable[[Row], T], **wanted: Any) -> T | None:
+        return next(iter(self._all(table, make, **wanted)), None)
+
+    def _read(self, table: Table, make: Callable[[Row], T], *where: ColumnElement[bool]) -> list[T]:
         order = next(iter(table.primary_key))
         with self.transaction():
             return [
                 make(row) for row in self._connection.execute(select(table).where(*where).order_by(order)).mappings()
             ]
 
-    def _first(self, table: Table, make: Callable[[Row], T], *where: ColumnElement[bool]) -> T | None:
-        return next(iter(self._all(table, make, *where)), None)
-
     # --- projects and members
 
     def put_project(self, project: Project) -> None:
-        self._put(tables.projects, ["id"], asdict(project))
+        self._put(tables.projects, asdict(project))
 
     def project(self, project_id: str) -> Project | None:
-        return self._first(tables.projects, _project, tables.projects.c.id == project_id)
+        return self._first(tables.projects, _project, id=project_id)
 
     def put_member(self, member: Member) -> None:
-        self._put(tables.members, ["project_id", "user"], asdict(member))
+        self._put(tables.members, asdict(member))
 
     def members(self, project_id: str) -> Sequence[Member]:
-        return self._all(tables.members, _member, tables.members.c.project_id == project_id)
+        return self._all(tables.members, _member, project_id=project_id)
 
     def memberships(self, user: str) -> Sequence[Member]:
-        return self._all(tables.members, _member, tables.members.c.user == user)
+        return self._all(tables.members, _member, user=user)
 
     # --- app versions
 
     def put_app_version(self, version: AppVersion) -> None:
-        self._put(tables.app_versions, ["project_id", "fab_hash"], asdict(version))
+        self._put(tables.app_versions, asdict(version))
 
     def app_versions(self, project_id: str) -> Sequence[AppVersion]:
-        versions = self._all(tables.app_versions, _app_version, tables.app_versions.c.project_id == project_id)
+        versions = self._all(tables.app_versions, _app_version, project_id=project_id)
         return sorted(versions, key=lambda version: version.number)
 
     # --- participations
 
     def put_participation(self, participation: Participation) -> None:
         node_id = None if participation.node_id is None else str(participation.node_id)
-        self._put(tables.participations, ["id"], {**asdict(participation), "node_id": node_id})
+        self._put(tables.participations, {**asdict(participation), "node_id": node_id})
 
     def participation(self, participation_id: str) -> Participation | None:
-        return self._first(tables.participations, _participation, tables.participations.c.id == participation_id)
+        return self._first(tables.participations, _participation, id=participation_id)
 
     def participations(self, project_id: str) -> Sequence[Participation]:
-        return self._all(tables.participations, _participation, tables.participations.c.project_id == project_id)
+        return self._all(tables.participations, _participation, project_id=project_id)
 
     def active_participations_of(self, user: str) -> Sequence[Participation]:
-        return self._active(tables.participations.c.user == user)
+        return self._active(user=user)
 
     def active_participations_at(self, site: str) -> Sequence[Participation]:
-        return self._active(tables.participations.c.site == site)
+        return self._active(site=site)
 
     def participation_by_key(self, public_key: bytes) -> Participation | None:
-        return next(iter(self._active(tables.participations.c.public_key == public_key)), None)
+        return next(iter(self._active(public_key=public_key)), None)
 
-    def _active(self, where: ColumnElement[bool]) -> list[Participation]:
-        return self._all(tables.participations, _participation, tables.participations.c.active, where)
+    def _active(self, **wanted: Any) -> list[Participation]:
+        return self._all(tables.participations, _participation, active=True, **wanted)
 
     # --- approvals
 
     def put_approval(self, approval: Approval) -> None:
-        self._put(tables.approvals, ["project_id", "fab_hash", "site", "dataset"], asdict(approval))
+        self._put(tables.approvals, asdict(approval))
 
     def approvals(self, project_id: str) -> Sequence[Approval]:
-        return self._all(tables.approvals, _approval, tables.approvals.c.project_id == project_id)
+        return self._all(tables.approvals, _approval, project_id=project_id)
 
     # --- runs
 
     def put_run(self, run: Run) -> None:
-        self._put(tables.runs, ["id"], asdict(run))
+        self._put(tables.runs, asdict(run))
 
     def run(self, run_id: str) -> Run | None:
-        return self._first(tables.runs, _run, tables.runs.c.id == run_id)
+        return self._first(tables.runs, _run, id=run_id)
 
     def runs(self, project_id: str) -> Sequence[Run]:
-        return self._all(tables.runs, _run, tables.runs.c.project_id == project_id)
+        return self._all(tables.runs, _run, project_id=project_id)
 
     def unfinished_runs(self) -> Sequence[Run]:
-        return self._all(tables.runs, _run, tables.runs.c.status.not_in(_FINAL_STATUSES))
+        return self._read(tables.runs, _run, tables.runs.c.status.not_in(_FINAL_STATUSES))
 
     def add_events(self, run_id: str, events: Iterable[RunEvent]) -> None:
-        rows = [{**asdict(one), "node_id": str(one.node_id), "run_id": run_id} for one in events]
+        added = tuple(events)
+        rows = [{**asdict(one), "node_id": str(one.node_id), "run_id": run_id} for one in added]
         if rows:
             with self.transaction():
                 self._connection.execute(insert(tables.run_events), rows)
+            self._kept[tables.run_events].extend(frozenset({"run_id": run_id}.items()), added)
 
     def events(self, run_id: str) -> Sequence[RunEvent]:
-        return self._all(tables.run_events, _run_event, tables.run_events.c.run_id == run_id)
+        return self._all(tables.run_events, _run_event, run_id=run_id)
 
     def event_count(self, run_id: str) -> int:
         query = select(func.count()).select_from(tables.run_events).where(tables.run_events.c.run_id == run_id)
@@ -210,7 +245,7 @@ class SqlStore(Store):
         return None if row is None else AuditLine(**row)
 
     def audit_lines(self) -> Sequence[AuditLine]:
-        return self._all(tables.audit_lines, lambda row: AuditLine(**row))
+        return self._read(tables.audit_lines, lambda row: AuditLine(**row))
 
 
 def _engine(url: str) -> Engine:

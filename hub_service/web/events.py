@@ -22,9 +22,17 @@ from hub_service.web.schema import to_json
 
 HEARTBEAT_S = 15.0
 LONGEST_STREAM_S = 600.0
-PAUSE_S = 0.2  # between two looks, so that a burst of changes is one look
+# Between two looks, so that a burst of changes is one look. At the longest, a round is still seen within a second.
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 0.8
+_SHARE = 0.25  # of the service's time that all looks together may take, where the pauses permit
+
 
 Event = tuple[str, str, str]  # what it is, which one of these, its data
+
+
+def pause_s(looked_s: float, followers: int) -> float:
+    """How long a follower waits until it looks again: with many, or dear looks, longer, so that pages stay quick."""
+    return min(max(SHORTEST_PAUSE_S, looked_s * followers / _SHARE), LONGEST_PAUSE_S)
 
 
 class EventStream(ApiHandler):
@@ -46,7 +54,8 @@ class EventStream(ApiHandler):
         self.set_header("X-Accel-Buffering", "no")
         self._sent: dict[str, str] = {}
         try:
-            await self._send_changes(topic, project_id, run_id, shown)
+            with self.parts.changes.followed():
+                await self._send_changes(topic, project_id, run_id, shown)
         except StreamClosedError:
             return  # the viewer has gone
 
@@ -57,6 +66,7 @@ class EventStream(ApiHandler):
         ends = loop.time() + LONGEST_STREAM_S
         while loop.time() < ends:
             seen = self.parts.changes.revision(topic)
+            begun = loop.time()
             try:
                 view = project_view(self.parts.coordinator, self.principal, project_id, run_id)
             except FederationError:
@@ -64,10 +74,12 @@ class EventStream(ApiHandler):
                     raise
                 await self._send([("gone", "", "{}")])
                 return
-            await self._send(shown(view))
+            events = list(shown(view))
+            looked_s = loop.time() - begun
+            await self._send(events)
             if not await self._changed(topic, seen):
                 return
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s(looked_s, self.parts.changes.followers))
 
     async def _send(self, events: Iterable[Event]) -> None:
         """Send what differs from what was sent, or a comment that keeps the connection open."""

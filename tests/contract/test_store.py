@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from federator.contract import ApprovalState, Cell, ClientState, MemberState, RunStatus, SourceFile
-from sqlalchemy import create_engine, update
+from sqlalchemy import create_engine, event, update
 
 from hub_service.domain.approvals import Approval
 from hub_service.domain.errors import Unavailable
@@ -220,9 +220,79 @@ class TestStore:
             store.put_member(MEMBER)
         assert list(store.members("p1")) == [MEMBER]
 
+    def test_what_was_read_before_is_read_as_it_was_put_since(self, store: Store) -> None:
+        store.put_participation(PARTICIPATION)
+        store.put_member(MEMBER)
+        store.put_run(RUN)
+        store.add_events("r1", [EVENT])
+        assert store.participation_by_key(b"\x00key\xff") == store.participation("t1") == PARTICIPATION
+        assert store.participation_by_key(b"new") is None
+        assert list(store.active_participations_at("a")) == [PARTICIPATION]
+        assert list(store.members("p1")) == [MEMBER]
+        assert list(store.runs("p1")) == [RUN]
+        assert list(store.events("r1")) == [EVENT]
+
+        moved = replace(PARTICIPATION, site="b", public_key=b"new")
+        store.put_participation(moved)
+        second = replace(MEMBER, user="bert")
+        store.put_member(second)
+        later = replace(RUN, id="r2", number=2)
+        store.put_run(later)
+        store.add_events("r1", [replace(EVENT, round=2)])
+        assert store.participation_by_key(b"\x00key\xff") is None
+        assert store.participation_by_key(b"new") == store.participation("t1") == moved
+        assert list(store.active_participations_at("a")) == []
+        assert list(store.active_participations_at("b")) == [moved]
+        assert list(store.members("p1")) == [MEMBER, second]
+        assert list(store.runs("p1")) == [RUN, later]
+        assert list(store.events("r1")) == [EVENT, replace(EVENT, round=2)]
+
+    def test_what_was_read_in_a_transaction_that_failed_is_forgotten(self, store: Store) -> None:
+        store.put_run(RUN)
+        store.add_events("r1", [EVENT])
+        assert list(store.events("r1")) == [EVENT]
+
+        def fail_after_reading() -> None:
+            with store.transaction():
+                store.put_run(replace(RUN, round=2))
+                store.add_events("r1", [replace(EVENT, round=2)])
+                assert store.run("r1") == replace(RUN, round=2)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail_after_reading()
+        assert store.run("r1") == RUN
+        assert list(store.events("r1")) == [EVENT]
+
 
 class TestSqliteFile:
     """What only a store on disk can get wrong."""
+
+    def test_what_has_not_changed_is_read_once(self, tmp_path: Path) -> None:
+        store = SqlStore(f"sqlite:///{tmp_path / 'store.db'}")
+        store.put_project(PROJECT)
+        other = replace(PARTICIPATION, id="t2", user="bert", site="b", public_key=b"bert's")
+        for one in (PARTICIPATION, other):
+            store.put_participation(one)
+        statements: list[str] = []
+
+        def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            statements.append(statement)
+
+        def look() -> None:
+            store.project("p1")
+            store.participations("p1")
+            store.participation_by_key(b"bert's")
+
+        look()
+        event.listen(store._engine, "before_cursor_execute", note)
+        look()
+        assert statements == []
+        store.put_participation(replace(PARTICIPATION, client=ClientState.WORKING))
+        statements.clear()
+        store.participation_by_key(b"bert's")  # another node's change is none of its business
+        assert statements == []
+        store.close()
 
     def test_what_was_put_is_there_after_a_restart(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path / 'store.db'}"

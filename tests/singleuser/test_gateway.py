@@ -243,6 +243,16 @@ async def test_who_is_refused_before_the_body_is_here_is_told_that_the_connectio
     assert "connection" not in answer.headers
 
 
+async def test_a_closed_gateway_opens_no_connection_any_more(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As the service ends: a node that asks at that moment is told to try again."""
+    async with fleet(tmp_path_factory.mktemp("closed")) as it:
+        member = it.admit("a")
+        await it.register(member)
+        assert (await post(it, "pull-messages", pull(member), signed(member))).status_code == 200
+        await it.gateway.close()
+        assert (await post(it, "pull-messages", pull(member), signed(member))).status_code == 503
+
+
 async def test_activation_waits_for_the_aggregator_and_brings_the_node_online(running: Fleet) -> None:
     late = running.admit("late")
     activation = asyncio.create_task(

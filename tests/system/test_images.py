@@ -163,7 +163,7 @@ def test_a_superlink_answers(image_engine: DockerClient, user: str) -> None:
 
 
 def test_a_serverapp_is_there_and_can_build_models(image_engine: DockerClient) -> None:
-    assert "--runtime-api-address" in run(
+    assert "--run-folder" in run(
         image_engine, "aggregator", "python", "-m", "hub_service.aggregators.serverapp", "--help"
     )
     run(image_engine, "aggregator", "python", "-c", "import torch; torch.nn.Linear(2, 1)(torch.ones(1, 2))")

@@ -135,3 +135,29 @@ async def test_a_viewer_who_goes_leaves_nothing_waiting(world: World) -> None:
             await until(received(response), "project")
             await eventually(lambda: len(waiting.get(project_topic(project_id), ())) == 1)
         await eventually(lambda: project_topic(project_id) not in waiting)
+
+
+@pytest.mark.parametrize(
+    ("looked_s", "followers", "pause"),
+    [
+        (0.001, 1, events.SHORTEST_PAUSE_S),
+        (0.010, 20, events.LONGEST_PAUSE_S),
+        (0.004, 25, 0.4),
+        (5.0, 1, events.LONGEST_PAUSE_S),
+    ],
+)
+def test_the_more_look_the_longer_each_pauses(looked_s: float, followers: int, pause: float) -> None:
+    assert events.pause_s(looked_s, followers) == pytest.approx(pause)
+
+
+async def test_who_follows_is_counted_until_they_go(world: World) -> None:
+    project_id = world.project()
+    async with world.browser("ada") as browser:
+        await browser.get(f"projects/{project_id}")
+        async with browser.stream("GET", f"projects/{project_id}/events") as response:
+            stream = received(response)
+            await anext(stream)
+            assert world.changes.followers == 1
+        async with asyncio.timeout(10):
+            while world.changes.followers:  # noqa: ASYNC110 - the service has noticed
+                await asyncio.sleep(0.01)
