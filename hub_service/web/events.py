@@ -23,7 +23,7 @@ from hub_service.web.schema import to_json
 HEARTBEAT_S = 15.0
 LONGEST_STREAM_S = 600.0
 # Between two looks, so that a burst of changes is one look. At the longest, a round is still seen within a second.
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 0.8
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 0.6
 _SHARE = 0.25  # of the service's time that all looks together may take, where the pauses permit
 
 
