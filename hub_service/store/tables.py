@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2  # grows with every change of a table
+SCHEMA_VERSION = 3  # grows with every change of a table
 
 
 class UtcDateTime(TypeDecorator[datetime]):
