@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def describe_skew() -> str:
         f"malignant tumour; each tests on {tests} malignant and {tests} benign patients of its own. "
         "This skew does most of the work in what federating gains here."
     )
+
+
+def pool_tables(out: Path, sites: Sequence[Path]) -> None:
+    """Put the sites' tables into one folder of the same form: what no hospital may do, and a demonstration can."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("train.csv", "test.csv"):
+        header, *_ = (sites[0] / name).read_text(encoding="utf-8").splitlines()
+        rows = [row for site in sites for row in (site / name).read_text(encoding="utf-8").splitlines()[1:]]
+        (out / name).write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+def pool_images(out: Path, sites: Sequence[Path]) -> None:
+    """As `pool_tables`, for ImageFolder trees; the images are linked, not copied."""
+    shutil.rmtree(out, ignore_errors=True)
+    for site in sites:
+        for image in sorted(path for path in site.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+            pooled = out / image.relative_to(site).parent / f"{site.name}-{image.name}"
+            pooled.parent.mkdir(parents=True, exist_ok=True)
+            pooled.hardlink_to(image)
 
 
 def _take(rows: Iterator[np.int64], count: int) -> list[int]:

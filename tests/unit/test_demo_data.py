@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.demo.data import TABULAR_SITES, DataError, find_image_sites, write_wisconsin_sites
+from examples.demo.data import (
+    TABULAR_SITES,
+    DataError,
+    find_image_sites,
+    pool_images,
+    pool_tables,
+    write_wisconsin_sites,
+)
 from examples.demo.people import INSTITUTIONS
 
 
@@ -38,6 +45,15 @@ def test_the_cut_is_the_same_each_time(tmp_path):
 
 def test_the_hospitals_are_those_of_the_demo():
     assert {site.slug for site in TABULAR_SITES} == {institution.site for institution in INSTITUTIONS}
+
+
+def test_pooled_tables_hold_every_row_once(tmp_path):
+    write_wisconsin_sites(tmp_path)
+    sites = [tmp_path / site.slug for site in TABULAR_SITES]
+    pool_tables(tmp_path / "pooled", sites)
+    for name in ("train.csv", "test.csv"):
+        each = [np.loadtxt(site / name, delimiter=",", skiprows=1) for site in sites]
+        assert (np.loadtxt(tmp_path / "pooled" / name, delimiter=",", skiprows=1) == np.vstack(each)).all()
 
 
 @pytest.fixture
@@ -88,3 +104,14 @@ def test_other_classes_are_named(images):
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(DataError, match="is no folder"):
         find_image_sites(tmp_path / "nowhere")
+
+
+def test_pooled_images_keep_the_site_in_their_names(images):
+    pool_images(images.parent / "pooled", find_image_sites(images))
+    found = {str(path.relative_to(images.parent / "pooled")) for path in (images.parent / "pooled").rglob("*.PNG")}
+    assert found == {
+        f"{part}/{name}/{site}-1.PNG"
+        for part in ("train", "test")
+        for name in ("idc", "normal")
+        for site in ("site-a", "site-b")
+    }

@@ -1,0 +1,79 @@
+"""A notebook that a person has open in JupyterLab, driven as they would: by menu, keyboard and eye."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.async_api import Locator, Page, expect
+
+PATIENCE_MS = 120_000
+
+
+class OpenNotebook:
+    """One notebook in JupyterLab.
+
+    Args:
+        page: the browser's page; JupyterLab is opened in it.
+        server: the address of the person's notebook server, with a slash at the end.
+        path: the notebook's path below the server's root.
+    """
+
+    def __init__(self, page: Page, server: str, path: str) -> None:
+        self.page, self._server, self._path = page, server, path
+
+    @property
+    def cells(self) -> Locator:
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell")
+
+    async def open(self) -> None:
+        """Open it, and wait for its kernel to be idle."""
+        await self.page.goto(f"{self._server}lab/tree/{self._path}?reset")
+        await expect(self.cells.first).to_be_visible(timeout=PATIENCE_MS)
+        await self._kernel_idle()
+
+    async def upload(self, notebook: Path) -> None:
+        """Put a file into the server by the file browser's upload button."""
+        await self.page.goto(f"{self._server}lab?reset")
+        async with self.page.expect_file_chooser() as chooser:
+            await self.page.get_by_role("button", name=re.compile("Upload Files")).first.click()
+        await (await chooser.value).set_files(notebook)
+        await expect(self.page.locator(".jp-DirListing-item", has_text=notebook.name)).to_be_visible()
+
+    async def run_all(self) -> None:
+        """Run > Run All Cells; returns once the last cell has a number."""
+        await self._menu("Run", "Run All Cells")
+        last = self.cells.and_(self.page.locator(".jp-CodeCell")).last
+        await expect(last.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"), timeout=PATIENCE_MS)
+        await self._kernel_idle()
+
+    async def start_cell(self, source: str) -> Locator:
+        """Add a cell at the end and run it; returns its output area at once."""
+        await self.cells.last.click()
+        await self.page.keyboard.press("Escape")
+        await self.page.keyboard.press("b")
+        cell = self.cells.last
+        await cell.locator(".cm-content").click()
+        await self.page.keyboard.insert_text(source)
+        await self.page.keyboard.press("Control+Enter")
+        return cell.locator(".jp-OutputArea-output")
+
+    async def run_cell(self, source: str) -> Locator:
+        """As `start_cell`; returns once the cell is done."""
+        output = await self.start_cell(source)
+        await expect(self.cells.last.locator(".jp-InputPrompt")).to_have_text(
+            re.compile(r"\[\d+\]"), timeout=PATIENCE_MS
+        )
+        return output
+
+    async def save(self) -> None:
+        await self.page.keyboard.press("Control+s")
+        await expect(self.page.locator(".jp-mod-current.jp-mod-dirty")).to_have_count(0)
+
+    async def _menu(self, name: str, item: str) -> None:
+        await self.page.get_by_role("menuitem", name=name, exact=True).click()
+        await self.page.get_by_role("menuitem", name=re.compile(f"^{item}")).first.click()
+
+    async def _kernel_idle(self) -> None:
+        status = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator")
+        await expect(status).to_have_attribute("data-status", "idle", timeout=PATIENCE_MS)
