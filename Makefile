@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test bench lint format setup clean
+.PHONY: help demo test bench lint format docs setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ lint: setup ## ruff, mypy --strict: the checks of CI
 format: setup ## Let ruff rewrite what it can
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
+
+docs: setup ## Write docs/api.md from the docstrings
+	@$(PY) scripts/api_reference.py
 
 setup: ## Make .venv and .node
 	@scripts/setup.sh

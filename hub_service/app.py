@@ -14,10 +14,11 @@ import signal
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from urllib.parse import quote
 
 from federator.contract import FLEET_PREFIX
 from tornado.httpserver import HTTPServer
@@ -33,10 +34,15 @@ from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
 from hub_service.gateway.gateway import Gateway
-from hub_service.gateway.handlers import fleet_routes
+from hub_service.gateway.handlers import CHUNK_SIZE, fleet_routes
 from hub_service.hub_client import HubClient
 from hub_service.identity import OAuthCallback, close_hub_connections, hub_auth_from_environment
+from hub_service.notices.endings import Endings
+from hub_service.notices.mail import Mail, addresses_by
+from hub_service.notices.outbox import Channel, Outbox
+from hub_service.notices.webhook import Webhook
 from hub_service.reconciler import Reconciler
+from hub_service.results.signing import SigningKey
 from hub_service.settings import Settings
 from hub_service.store.sql import SqlStore
 from hub_service.web.routes import make_routes
@@ -44,6 +50,7 @@ from hub_service.web.routes import make_routes
 log = logging.getLogger(__name__)
 
 _LOST_CLIENTS_EVERY_S = 5.0
+_ENDINGS_EVERY_S = 600.0
 _LARGEST_BODY = 2 << 20  # bytes
 _RESTART_AFTER_S = 5.0  # a background task that broke is started again after this long
 
@@ -101,7 +108,7 @@ class Service:
             ready=self._ready,
         )
         # Handlers that take more in pieces raise the limit themselves.
-        server = HTTPServer(application, xheaders=True, max_body_size=_LARGEST_BODY)
+        server = HTTPServer(application, xheaders=True, max_body_size=_LARGEST_BODY, chunk_size=CHUNK_SIZE)
         sockets = bind_sockets(self._settings.port, self._settings.host)
         server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
@@ -122,6 +129,7 @@ class Service:
         artifacts = Artifacts(settings.state_dir / "artifacts")
         backend = self._aggregators()
         self._opened.push_async_callback(backend.close)
+        outbox = self._outbox()
         coordinator = Coordinator(
             store=store,
             artifacts=artifacts,
@@ -132,9 +140,19 @@ class Service:
             clock=_now,
             new_id=_new_id,
             admin_contact=settings.admin_contact,
+            tell=outbox.tell,
+            serverapp_log=backend.serverapp_log,
+            signing_key=SigningKey.kept(settings.state_dir / "signing-key.pem"),
+            aggregator_image=settings.aggregator_engine.image if settings.aggregator_engine else "",
         )
         reconciler = Reconciler(
-            store=store, artifacts=artifacts, backend=backend, superlink=SuperLink, changes=changes, clock=_now
+            store=store,
+            artifacts=artifacts,
+            backend=backend,
+            superlink=SuperLink,
+            changes=changes,
+            clock=_now,
+            tell=outbox.tell,
         )
         self._opened.push_async_callback(reconciler.close)
         gateway = Gateway(
@@ -142,11 +160,15 @@ class Service:
             backend=backend,
             seen=coordinator.node_seen,
             cut_off=coordinator.node_cut_off,
+            moved=coordinator.node_moved,
             clock=_now,
         )
         self._opened.push_async_callback(gateway.close)
         self._in_background(reconciler.run, "reconciler")
         self._in_background(_every(_LOST_CLIENTS_EVERY_S, coordinator.note_lost_clients), "lost clients")
+        within = timedelta(days=settings.notices.ending_days)
+        endings = Endings(coordinator.approvals_ending, outbox.tell, within)
+        self._in_background(_every(_ENDINGS_EVERY_S, endings.look), "approvals that end soon")
         application.add_handlers(
             ".*",
             [
@@ -157,6 +179,21 @@ class Service:
             ],
         )
         self._opened.callback(changes.close)  # first of all, so that those who wait are answered
+
+    def _outbox(self) -> Outbox:
+        """Sends notices from now on, by the ways that the deployment has set up."""
+        settings, channels = self._settings.notices, list[Channel]()
+        if settings.mail is not None:
+            channels.append(Mail(settings.mail, addresses_by(settings.address, self._settings.sites), _now))
+        if settings.webhook is not None:
+            webhook = Webhook(settings.webhook, _now)
+            self._opened.push_async_callback(webhook.close)
+            channels.append(webhook)
+        prefix = settings.origin + self._settings.prefix
+        outbox = Outbox(channels, lambda notice: prefix + "/".join(quote(one, safe="") for one in notice.page))
+        self._in_background(outbox.run, "notices")
+        self._opened.push_async_callback(outbox.close)
+        return outbox
 
     def _aggregators(self) -> AggregatorBackend:
         engine = self._settings.aggregator_engine

@@ -28,6 +28,7 @@ class Decision(StrEnum):
     JOINED = "joined"
     LEFT = "left"
     REMOVED = "removed"
+    APPROVED_ONCE = "approved-once"
     APPROVED = "approved"
     REJECTED = "rejected"
     REVOKED = "revoked"
@@ -38,6 +39,7 @@ class Decision(StrEnum):
     RUN_ENDED = "run-ended"
     MODEL_DOWNLOADED = "model-downloaded"
     RECORD_DOWNLOADED = "record-downloaded"
+    CAPSULE_DOWNLOADED = "capsule-downloaded"
 
 
 class AuditLog:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federator.contract import ApprovalState
+from federator.contract import ApprovalState, Conditions, MemberState
 
 from hub_service.domain.approvals import Approval
 from hub_service.domain.clock import Clock
@@ -24,7 +24,19 @@ class Consent:
 
     def state_of(self, approval: Approval | None) -> ApprovalState:
         """The state now; WAITING where nobody has decided."""
-        return ApprovalState.WAITING if approval is None else approval.state_at(self._clock())
+        if approval is None:
+            return ApprovalState.WAITING
+        joined = () if approval.conditions.members is None else self.joined(approval.project_id)
+        return approval.state_at(self._clock(), joined)
+
+    def joined(self, project_id: str) -> tuple[str, ...]:
+        """The project's members who have joined, in the order of their invitation."""
+        return tuple(one.user for one in self._store.members(project_id) if one.state is MemberState.JOINED)
+
+    def conditions(self, participation: Participation, fab_hash: str) -> Conditions:
+        """What the newest decision is limited to."""
+        decision = self.decision(participation.project_id, fab_hash, participation.site, participation.dataset)
+        return Conditions() if decision is None else decision.conditions
 
     def state(self, participation: Participation, fab_hash: str) -> ApprovalState:
         decision = self.decision(participation.project_id, fab_hash, participation.site, participation.dataset)

@@ -6,7 +6,7 @@ only then tells the waiting pages and clients. Answers are the wire types of `fe
 
 from __future__ import annotations
 
-from federator.contract import ApprovalState, Home, ProjectSummary
+from federator.contract import Home, ProjectSummary
 
 from hub_service.changes import project_topic
 from hub_service.domain import policy
@@ -17,11 +17,18 @@ from hub_service.operations.clients import ClientOperations
 from hub_service.operations.members import MemberOperations
 from hub_service.operations.nodes import NodeOperations
 from hub_service.operations.projects import ProjectOperations
-from hub_service.operations.runs import RunOperations
+from hub_service.operations.results import ResultOperations
+from hub_service.operations.starters import StarterOperations
 
 
 class Coordinator(
-    ProjectOperations, MemberOperations, ApprovalOperations, RunOperations, NodeOperations, ClientOperations
+    ProjectOperations,
+    MemberOperations,
+    ApprovalOperations,
+    ResultOperations,
+    NodeOperations,
+    ClientOperations,
+    StarterOperations,
 ):
     """See the module's text. Not thread-safe: every call comes from the service's event loop."""
 
@@ -35,7 +42,7 @@ class Coordinator(
             if project is not None and role is not None:
                 summaries[role].append(self._views.project_summary(project, membership, role))
         mine = sorted(summaries[Role.OWNER] + summaries[Role.MEMBER], key=lambda one: one.created_at, reverse=True)
-        waiting = (one for one in self.approvals(principal) if one.state is ApprovalState.WAITING)
+        waiting = (one for one in self.approvals(principal) if one.state.asks and one.may_approve)
         return Home(
             user=principal.name,
             site=next(iter(principal.sites)) if len(principal.sites) == 1 else None,

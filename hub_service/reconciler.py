@@ -16,7 +16,9 @@ from hub_service.artifacts import Artifacts
 from hub_service.changes import RUNS_TOPIC, Changes
 from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Unavailable
+from hub_service.domain.notices import Tell, tell_nobody
 from hub_service.domain.runs import Run
+from hub_service.results.models import KEEP_BYTES
 from hub_service.run_driver import FlowerControl, RunDriver, Workshop
 from hub_service.store.base import Store
 
@@ -38,6 +40,7 @@ class Reconciler:
         superlink: makes the client for the SuperLink at an endpoint.
         poll_s: how often a run in flight is looked at, in seconds.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
+        keep_model_bytes: of the models of one run's rounds that are kept.
     """
 
     def __init__(
@@ -51,11 +54,15 @@ class Reconciler:
         clock: Clock,
         poll_s: float = POLL_S,
         nodes_wait_s: float = NODES_WAIT_S,
+        tell: Tell = tell_nobody,
+        keep_model_bytes: int = KEEP_BYTES,
     ) -> None:
         self._store = store
         self._backend = backend
         self._changes = changes
-        self._workshop = Workshop(store, artifacts, backend, superlink, changes, clock, poll_s, nodes_wait_s)
+        self._workshop = Workshop(
+            store, artifacts, backend, superlink, changes, clock, poll_s, nodes_wait_s, keep_model_bytes, tell
+        )
         self._drivers: dict[str, asyncio.Task[None]] = {}  # by project
 
     async def run(self) -> None:

@@ -5,30 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from federator.contract import ApprovalState, ClientState, RunStatus
+from federator.contract import ApprovalState, ClientState, ModelFile, RunStatus
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
 from hub_service.aggregators.mail import clear_mail
+from hub_service.aggregators.serverapp_log import trim_log
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import RUNS_TOPIC, Changes, project_topic
 from hub_service.consent import Consent
+from hub_service.domain.approvals import allows_rounds, rounds_limit
 from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Conflict, FederationError, Invalid, NotFound, Unavailable
+from hub_service.domain.notices import Tell, run_ended, tell_nobody
 from hub_service.domain.projects import Participation
-from hub_service.domain.runs import Run, RunEvent, RunTarget
+from hub_service.domain.runs import ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
+from hub_service.results.models import RoundModels, best_round
 from hub_service.run_progress import Progress, finite
+from hub_service.run_views import rounds
 from hub_service.store.base import Store
 
 log = logging.getLogger(__name__)
-
-ROUNDS_KEY = "num-server-rounds"  # the key of a Flower app's config that says how many rounds a run has
 
 _LONGEST_LOG_LINE = 300
 _END_OF_LOG = 64 * 1024  # bytes
@@ -54,6 +57,7 @@ class Workshop:
     Attributes:
         poll_s: how often a run in flight is looked at, in seconds; for a while more often when something happened.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
+        keep_model_bytes: of the models of its rounds that are kept.
     """
 
     store: Store
@@ -64,6 +68,8 @@ class Workshop:
     clock: Clock
     poll_s: float
     nodes_wait_s: float
+    keep_model_bytes: int
+    tell: Tell = tell_nobody
 
 
 class RunDriver:
@@ -78,11 +84,13 @@ class RunDriver:
         self._clock = workshop.clock
         self._poll_s = workshop.poll_s
         self._nodes_wait_s = workshop.nodes_wait_s
+        self._tell = workshop.tell
+        self._keep_model_bytes = workshop.keep_model_bytes
         self._consent = Consent(workshop.store, workshop.clock)
         self._audit = AuditLog(workshop.store, workshop.clock)
         self._run_id = run_id
         self._registered: dict[str, tuple[bytes, int]] = {}  # participation id -> key and node id at the SuperLink
-        self._nodes_seen_at = -1  # the revision of RUNS_TOPIC at which nodes were last brought up to date
+        self._nodes_seen_at = (-1, 0)  # revision of RUNS_TOPIC and round when nodes were last brought up to date
 
     @property
     def _run(self) -> Run:
@@ -149,9 +157,10 @@ class RunDriver:
 
     def _config(self, run: Run) -> dict[str, str | int | float | bool]:
         """Flower refuses keys that the app's own config does not have."""
+        wanted = {ROUNDS_KEY: run.rounds} | ({} if run.seed is None else {SEED_KEY: run.seed})
         for version in self._store.app_versions(run.project_id):
-            if version.fab_hash == run.fab_hash and ROUNDS_KEY in version.config_keys:
-                return {ROUNDS_KEY: run.rounds}
+            if version.fab_hash == run.fab_hash:
+                return {key: value for key, value in wanted.items() if key in version.config_keys}
         return {}
 
     # --- following
@@ -166,10 +175,13 @@ class RunDriver:
         folder = self._backend.run_folder(run.project_id, run.id)
         offset, taken = 0, self._store.event_count(run.id)  # by an earlier service
         pause_s = self._poll_s
+        models = RoundModels(folder, self._keep_model_bytes)
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
             fresh, offset = read_events(folder, offset)
+            trim_log(folder)
+            self._note_models(models, fresh)
             progress = self._take(fresh[taken:])
             taken = max(0, taken - len(fresh))
             if progress.outcome is not None:
@@ -187,6 +199,15 @@ class RunDriver:
             # Where things happen fast, the next look comes soon.
             pause_s = self._poll_s * _SOON if fresh else min(2 * pause_s, self._poll_s)
             await asyncio.sleep(pause_s)
+
+    def _note_models(self, models: RoundModels, events: list[RunEvent]) -> None:
+        spent = [models.add(one.round, one.size) for one in events if one.kind is EventKind.MODEL]
+        if any(spent):
+            models.prune(self._best_round([*self._store.events(self._run_id), *events]))
+
+    def _best_round(self, events: Sequence[RunEvent]) -> int:
+        number, _ = best_round(rounds(self._run, events))
+        return number
 
     def _take(self, events: list[RunEvent]) -> Progress:
         progress = Progress(self._run).after(events)
@@ -213,19 +234,30 @@ class RunDriver:
 
     async def _update_nodes(self, superlink: FlowerControl) -> None:
         """Let the SuperLink know exactly the nodes that may take part now. Does nothing while nothing has changed."""
-        revision = self._changes.revision(RUNS_TOPIC)
-        if revision == self._nodes_seen_at:
+        run = self._run
+        seen = (self._changes.revision(RUNS_TOPIC), run.round)  # a condition may be for fewer rounds than this
+        if seen == self._nodes_seen_at:
             return
         for participation in self._store.participations(self._run.project_id):
             key = participation.public_key if self._may_take_part(participation) else None
             known_key, known_node = self._registered.get(participation.id, (None, 0))
             if known_key is not None and known_key != key:
+                self._name_round_limit(participation)
                 await superlink.unregister_node(known_node)
                 del self._registered[participation.id]
                 self._retire_key(participation.id, known_key)
             if key is not None and known_key != key:
                 await self._register(superlink, participation, key)
-        self._nodes_seen_at = revision
+        self._nodes_seen_at = seen
+
+    def _name_round_limit(self, participation: Participation) -> None:
+        """Say in the run why a site is left out of its further rounds, where it is for their number."""
+        run = self._run
+        conditions = self._consent.conditions(participation, run.fab_hash)
+        if participation.active and not allows_rounds(conditions, max(run.rounds, run.round)):
+            place = run.sites.get(participation.id, participation.site)
+            text = rounds_limit(f"{place} has left the run", conditions)
+            self._put(replace(run, message=f"{run.message} {text}".strip()))
 
     def _remember_nodes(self, run: Run) -> None:
         """The nodes that an earlier service registered for this run."""
@@ -234,7 +266,11 @@ class RunDriver:
                 self._registered.setdefault(one.id, (one.public_key, one.node_id))
 
     def _may_take_part(self, participation: Participation) -> bool:
-        return participation.active and self._consent.state(participation, self._run.fab_hash) is ApprovalState.APPROVED
+        run = self._run
+        approved = participation.active and self._consent.state(participation, run.fab_hash) is ApprovalState.APPROVED
+        conditions = self._consent.conditions(participation, run.fab_hash)
+        # An app may do more rounds than it was asked for.
+        return approved and allows_rounds(conditions, max(run.rounds, run.round))
 
     async def _register(self, superlink: FlowerControl, participation: Participation, key: bytes) -> None:
         """A key that Flower does not take is that client's failure, not the run's; it opens nothing any more."""
@@ -272,8 +308,10 @@ class RunDriver:
         Nobody waits for the processes: the project's next run begins when this has returned.
         """
         run = self._run
+        models: tuple[ModelFile, ...] = ()
         try:
             sha256, size = await asyncio.to_thread(self._artifacts.put_model, self._model_file(run))
+            models = await self._round_models(run)
         except NotFound:  # it ended before its first round did
             sha256, size = "", 0
         except Unavailable as error:
@@ -287,18 +325,31 @@ class RunDriver:
             finished_at=self._clock(),
             model_sha256=sha256,
             model_size=size,
+            models=models,
         )
         with self._store.transaction():
             self._store.put_run(run)
             self._audit.note("service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=sha256)
         self._changes.announce(project_topic(run.project_id))
         log.info("run %s of project %s: %s", run.id, run.project_id, status)
+        project = self._store.project(run.project_id)
+        if project is not None:
+            self._tell(run_ended(project, run))
         await self._backend.stop(run.project_id)
         await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
 
     def _model_file(self, run: Run) -> Path:
         """The last model that was written: a run that was stopped or failed has one too, after its first round."""
         return self._backend.run_folder(run.project_id, run.id) / MODEL_FILE
+
+    async def _round_models(self, run: Run) -> tuple[ModelFile, ...]:
+        """Keep those of the rounds that there is room for. Raises Unavailable."""
+        events = self._store.events(run.id)
+        models = RoundModels(self._backend.run_folder(run.project_id, run.id), self._keep_model_bytes)
+        for event in events:
+            if event.kind is EventKind.MODEL:
+                models.add(event.round, event.size)
+        return await asyncio.to_thread(models.collect, self._artifacts, self._best_round(events))
 
     def _put(self, run: Run) -> None:
         self._store.put_run(run)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from federator.contract import RunStatus
 
-from hub_service.domain.runs import EventKind, Run, RunEvent
+from hub_service.domain.runs import LARGEST_COUNT, MOST_COUNTS, EventKind, Run, RunEvent
 
 _NODE_ID = re.compile(r"\b(?:node )?(\d+)\b")
 
@@ -67,11 +67,22 @@ def with_site_names(run: Run, text: str) -> str:
     return _NODE_ID.sub(lambda match: run.nodes.get(match[1], match[0]), text)
 
 
+def _are_counts(values: object) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= MOST_COUNTS
+        and all(type(one) is int and 0 <= one <= LARGEST_COUNT for one in values)
+    )
+
+
 def finite(event: RunEvent) -> RunEvent:
-    """The event without metrics that are no finite numbers; a reply names them as its error.
+    """The event without metrics that are no finite numbers, which a reply names as its error, and without false counts.
 
     The aggregator runs the owner's code: what it writes is not taken on trust.
     """
+    counts = {name: values for name, values in event.counts.items() if _are_counts(values)}
+    if counts != event.counts:
+        event = replace(event, counts=counts)
     bad = sorted(name for name, value in event.metrics.items() if not math.isfinite(value))
     if not bad:
         return event

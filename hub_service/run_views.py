@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import platform
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from federator.contract import Metrics, ModelFile, Round, RunDetail, Score, SiteRound
+from federator.contract import ModelFile, Round, RunDetail, SiteRound
 
 from hub_service.domain.clock import utc_text
 from hub_service.domain.projects import AppVersion, Participation, Project
-from hub_service.domain.runs import WIRE_PRECISION_KEY, EventKind, Run, RunEvent, WirePrecision
+from hub_service.domain.runs import ROUNDS_KEY, SEED_KEY, WIRE_PRECISION_KEY, EventKind, Run, RunEvent, WirePrecision
+from hub_service.results.models import best_round
+from hub_service.results.scores import FEDERATED, differences, labels, places, scores, weighted
 from hub_service.run_progress import site_of
 from hub_service.views import run_summary
-
-ALL_SITES = ""
-FEDERATED = "federated"
 
 # What a reader of the record needs to run it again. A package that is missing here runs at the sites alone.
 _RECORDED_PACKAGES = ("notebook-federator", "flwr", "numpy", "torch")
@@ -26,16 +25,34 @@ _RECORDED_PACKAGES = ("notebook-federator", "flwr", "numpy", "torch")
 
 def run_detail(run: Run, version_number: int, events: Iterable[RunEvent]) -> RunDetail:
     events = tuple(events)
+    table = scores(run, events)
+    by_round = rounds(run, events)
+    best, best_metric = best_round(by_round)
     return RunDetail(
         summary=run_summary(run),
         project_id=run.project_id,
         fab_hash=run.fab_hash,
         version=version_number,
         sites=tuple(run.sites.values()),
-        rounds=rounds(run, events),
-        scores=scores(run, events),
+        rounds=by_round,
+        scores=table,
         model=ModelFile(run.model_sha256, run.model_size, run.model_round) if run.model_sha256 else None,
+        differences=differences(run.id, table),
+        labels=labels(table),
+        seed=run.seed,
+        models=run.models,
+        models_dropped=_models_dropped(run, events),
+        best_round=best,
+        best_metric=best_metric,
     )
+
+
+def _models_dropped(run: Run, events: Iterable[RunEvent]) -> tuple[int, ...]:
+    """Rounds whose model was written and is not kept, once that is decided."""
+    if not run.status.is_final:
+        return ()
+    kept = {one.round for one in run.models} | {run.model_round}
+    return tuple(sorted({one.round for one in events if one.kind is EventKind.MODEL} - kept))
 
 
 @dataclass(slots=True)
@@ -72,15 +89,9 @@ def rounds(run: Run, events: Iterable[RunEvent]) -> tuple[Round, ...]:
         else:
             site.replies[event.message_type.partition(".")[0]] = event
     return tuple(
-        _round(number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=_places(run))])
+        _round(number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=places(run))])
         for number, by_site in sorted(work.items())
     )
-
-
-def _places(run: Run) -> Callable[[str], int]:
-    """For sorting: sites in the order of the run's participations, then what the run does not know."""
-    order = {site: place for place, site in enumerate(run.sites.values())}
-    return lambda site: order.get(site, len(order))
 
 
 def _round(number: int, sites: Sequence[SiteRound]) -> Round:
@@ -92,44 +103,13 @@ def _round(number: int, sites: Sequence[SiteRound]) -> Round:
     )
 
 
-def scores(run: Run, events: Iterable[RunEvent]) -> tuple[Score, ...]:
-    """The result table: each model on each site's test data, then on all of it together."""
-    table: dict[str, list[Score]] = {}
-    for event in events:
-        if event.kind is EventKind.SCORE:
-            model = event.model if event.model == FEDERATED else site_of(run, int(event.model))
-            cell = Score(model, site_of(run, event.node_id), event.metrics, event.examples)
-            table.setdefault(model, []).append(cell)
-    place = _places(run)
-    for cells in table.values():
-        cells.sort(key=lambda cell: place(cell.on_site))
-    return tuple(score for cells in table.values() for score in (*cells, _on_all_sites(cells)))
-
-
-def _on_all_sites(cells: Sequence[Score]) -> Score:
-    metrics = weighted([(cell.metrics, cell.examples) for cell in cells])
-    return Score(cells[0].model, ALL_SITES, metrics, sum(cell.examples for cell in cells))
-
-
-def weighted(parts: Sequence[tuple[Metrics, int]]) -> Metrics:
-    """Each metric's mean weighted by examples, over the parts that have it; a plain mean where nobody counted."""
-    names = dict.fromkeys(name for metrics, _ in parts for name in metrics)
-    return {name: _weighted_mean([(metrics[name], n) for metrics, n in parts if name in metrics]) for name in names}
-
-
-def _weighted_mean(values: Sequence[tuple[float, int]]) -> float:
-    total = sum(weight for _, weight in values)
-    if total == 0:
-        return sum(value for value, _ in values) / len(values)
-    return sum(value * weight for value, weight in values) / total
-
-
 def record(
     project: Project,
     run: Run,
     app: AppVersion,
     participations: Iterable[Participation],
     detail: RunDetail,
+    aggregator_image: str = "",
 ) -> dict[str, object]:
     """What belongs beside a model: where it comes from, in JSON's own types."""
     return {
@@ -140,13 +120,21 @@ def record(
             "status": run.status.value,
             "rounds": run.rounds,
             "compared_with_single_sites": run.compare,
-            "wire_precision": _wire_precision(app),
+            "wire_precision": run_config(run, app).get(WIRE_PRECISION_KEY, WirePrecision.EXACT),
+            "seed": run_config(run, app).get(SEED_KEY),
+            "config": run_config(run, app),
             "started_by": run.started_by,
             "started_at": utc_text(run.created_at),
             "finished_at": utc_text(run.finished_at),
             "message": run.message,
         },
-        "app": {"version": app.number, "title": app.title, "source": app.source, "fab_sha256": app.fab_hash},
+        "app": {
+            "version": app.number,
+            "title": app.title,
+            "source": app.source,
+            "fab_sha256": app.fab_hash,
+            "outputs": _table(app, "federator", "outputs"),
+        },
         "participants": [
             {
                 "site": one.site,
@@ -158,17 +146,39 @@ def record(
         ],
         "rounds": [{**asdict(one), "sites": [asdict(site) for site in one.sites]} for one in detail.rounds],
         "scores": [asdict(one) for one in detail.scores],
+        "differences": [asdict(one) for one in detail.differences],
+        "labels": [asdict(one) for one in detail.labels],
         "model": None if detail.model is None else asdict(detail.model),
+        "models": [asdict(one) for one in detail.models],
+        "models_dropped": list(detail.models_dropped),
+        "best": {"round": detail.best_round, "metric": detail.best_metric},
+        "images": {"aggregator": aggregator_image},
         "software": _software(),
     }
 
 
-def _wire_precision(app: AppVersion) -> object:
-    """As the ServerApp reads it: from the config in the approved bytes, which no run overrides."""
-    table: Mapping[str, Any] = tomllib.loads(next((one.text for one in app.files if one.path == "pyproject.toml"), ""))
-    for name in ("tool", "flwr", "app", "config"):
+def run_config(run: Run, app: AppVersion) -> dict[str, Any]:
+    """The run's configuration as Flower fuses it: what the approved bytes say, and what a run may set in its place."""
+    config = _flat(_table(app, "flwr", "app", "config"))
+    wanted = {ROUNDS_KEY: run.rounds} | ({} if run.seed is None else {SEED_KEY: run.seed})
+    return config | {key: value for key, value in wanted.items() if key in config}
+
+
+def _flat(table: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Nested names joined with dots, as Flower does."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= _flat(value, f"{within}{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
+    return found
+
+
+def _table(app: AppVersion, *names: str) -> dict[str, Any]:
+    """A table below [tool] of the pyproject.toml in the approved bytes; empty where there is none."""
+    text = next((one.text for one in app.files if one.path == "pyproject.toml"), "")
+    table: dict[str, Any] = tomllib.loads(text).get("tool", {})
+    for name in names:
         table = table.get(name, {})
-    return table.get(WIRE_PRECISION_KEY, WirePrecision.EXACT)
+    return table
 
 
 def _samples(detail: RunDetail, site: str) -> Mapping[str, int]:

@@ -12,6 +12,8 @@ from federator.contract import Dataset, Site
 
 from hub_service.aggregators.base import Limits
 from hub_service.domain.errors import Invalid
+from hub_service.notices.mail import MailServer, Security
+from hub_service.notices.webhook import Receiver
 
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 
@@ -34,6 +36,24 @@ class AggregatorEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticeSettings:
+    """How people are told what they do not see.
+
+    Attributes:
+        origin: scheme, host and port of the Hub, for links.
+        address: makes a mail address of a Hub user's name, such as "{user}@hospital.example"; "" for none.
+        ending_days: how long before its end an approval is told of.
+        mail, webhook: None where that way is not set up.
+    """
+
+    origin: str = ""
+    address: str = ""
+    ending_days: float = 7.0
+    mail: MailServer | None = None
+    webhook: Receiver | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """One service's settings.
 
@@ -45,6 +65,7 @@ class Settings:
         aggregator_engine: where aggregators run, from FEDERATION_AGGREGATORS. None: as processes of the service's
             own account, isolated from nothing.
         admin_contact: whom people can ask, in words, from FEDERATION_ADMIN_CONTACT.
+        notices: from FEDERATION_NOTICES, with FEDERATION_SMTP_PASSWORD and FEDERATION_WEBHOOK_KEY.
         hub_api_url, hub_api_token: from JUPYTERHUB_API_URL and JUPYTERHUB_API_TOKEN. The token is in no `repr`.
     """
 
@@ -57,6 +78,7 @@ class Settings:
     admin_contact: str
     hub_api_url: str
     hub_api_token: str
+    notices: NoticeSettings = NoticeSettings()
 
     def __repr__(self) -> str:
         return f"Settings(host={self.host!r}, port={self.port}, state_dir={str(self.state_dir)!r})"
@@ -75,6 +97,7 @@ class Settings:
             admin_contact=environment.get("FEDERATION_ADMIN_CONTACT") or "the Hub's administrator",
             hub_api_url=_required(environment, "JUPYTERHUB_API_URL"),
             hub_api_token=_required(environment, "JUPYTERHUB_API_TOKEN"),
+            notices=_notices(environment),
         )
 
 
@@ -96,6 +119,25 @@ def _sites(text: str) -> dict[str, Site]:
             f"FEDERATION_SITES is not a list of sites: {error}.", "jupyterhub_config.py writes it from the sites' TOML."
         ) from error
     return {site.slug: site for site in sites}
+
+
+def _notices(environment: Mapping[str, str]) -> NoticeSettings:
+    """`{"origin", "address", "ending_days", "smtp": {"host", "port", "security", "sender", "user"}, "webhook"}`."""
+    try:
+        told = json.loads(environment.get("FEDERATION_NOTICES") or "{}")
+        smtp, url = told.pop("smtp", None), told.pop("webhook", None)
+        mail = None
+        if smtp is not None:
+            password = environment.get("FEDERATION_SMTP_PASSWORD", "")
+            mail = MailServer(**{**smtp, "security": Security(smtp["security"]), "password": password})
+        webhook = None if url is None else Receiver(url, environment.get("FEDERATION_WEBHOOK_KEY", ""))
+        return NoticeSettings(**told, mail=mail, webhook=webhook)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise Invalid(
+            f"FEDERATION_NOTICES does not say how to tell people: {reason}.",
+            "jupyterhub_config.py writes it from the deployment's TOML.",
+        ) from error
 
 
 def _aggregator_engine(text: str) -> AggregatorEngine | None:

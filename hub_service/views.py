@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from federator import contract
 from federator.contract import ApprovalState, ClientState, MemberState
 
+from hub_service.apps.declarations import dependencies_of, outputs_of
 from hub_service.consent import Consent
 from hub_service.domain import policy
 from hub_service.domain.approvals import Approval
 from hub_service.domain.clock import utc_text
+from hub_service.domain.packages import Needs, lacking, lacks_text
 from hub_service.domain.policy import Role
-from hub_service.domain.projects import AppVersion, Member, Participation, Project
+from hub_service.domain.projects import AppVersion, Member, Participation, Principal, Project
 from hub_service.domain.runs import Run
 from hub_service.domain.sites import runs_supernode
 from hub_service.node_keys import fingerprint
@@ -73,6 +75,17 @@ class Views:
         """The site's name for people; its slug where it is no longer in the catalogue."""
         site = self._sites.get(slug)
         return slug if site is None else site.title
+
+    def package_check(self, site: str, needs: Needs) -> contract.SitePackageCheck:
+        """Whether the site's image has what an app needs, as its servers reported last."""
+        packages = self._store.site_packages(site)
+        missing = () if packages is None else lacking(needs, packages)
+        return contract.SitePackageCheck(site, self.site_title(site), packages is not None, missing)
+
+    def lacking(self, site: str, version: AppVersion) -> tuple[str, ...]:
+        """What of an app version's needs the site's image has not; nothing where no server has reported yet."""
+        needs = Needs(dependencies_of(version.files), version.imports)
+        return self.package_check(site, needs).lacking
 
     def project_summary(self, project: Project, membership: Member, role: Role) -> contract.ProjectSummary:
         runs = self._store.runs(project.id) if policy.Action.SEE_RUNS in policy.ROLE_ACTIONS[role] else ()
@@ -148,6 +161,7 @@ class Views:
             participation_id=participation.id,
             approval=approval,
             approval_reason="" if decision is None else decision.reason,
+            conditions=contract.Conditions() if decision is None else decision.conditions,
             client=client,
             detail=self._participation_detail(participation, versions, decision, client),
         )
@@ -168,13 +182,17 @@ class Views:
         if not versions:
             return "Waits for the owner to add an app."
         state = self._consent.state_of(decision)
+        missing = self.lacking(participation.site, versions[-1])
+        lacks = lacks_text(self.site_title(participation.site), missing) if missing else ""
         if decision is None:
             return (
                 f"Waits for a data steward of {self.site_title(participation.site)} to approve "
-                f"version {versions[-1].number} on “{participation.dataset}”."
-            )
+                f"version {versions[-1].number} on “{participation.dataset}”. {lacks}"
+            ).rstrip()
         if state is not ApprovalState.APPROVED:
             return _refusal(decision, state, versions[-1].number)
+        if lacks:
+            return lacks
         if runs_supernode(self._sites.get(participation.site)):
             return self._supernode_detail(participation, client)
         if client is ClientState.FAILED and participation.client_detail:
@@ -207,9 +225,18 @@ class Views:
         )
 
     def approval_request(
-        self, project: Project, version: AppVersion, site: str, dataset: str, requested_by: str
+        self,
+        project: Project,
+        version: AppVersion,
+        site: str,
+        dataset: str,
+        requested_by: str,
+        principal: Principal | None = None,
     ) -> contract.ApprovalRequest:
+        """What a site was asked, as `principal` sees it; None stands for nobody in particular."""
         decision = self._consent.decision(project.id, version.fab_hash, site, dataset)
+        state, known = self._consent.state_of(decision), self._sites.get(site)
+        first = decision.steward if decision is not None and state is ApprovalState.APPROVED_ONCE else ""
         return contract.ApprovalRequest(
             project_id=project.id,
             project_name=project.name,
@@ -219,16 +246,25 @@ class Views:
             dataset=dataset,
             fab_hash=version.fab_hash,
             version=version.number,
-            state=self._consent.state_of(decision),
+            state=state,
             decided_by="" if decision is None else decision.steward,
             decided_at="" if decision is None else utc_text(decision.decided_at),
             reason="" if decision is None else decision.reason,
             expires_at="" if decision is None else utc_text(decision.expires_at),
+            conditions=contract.Conditions() if decision is None else decision.conditions,
+            members=self._consent.joined(project.id),
+            four_eyes=known is not None and known.four_eyes,
+            first_steward="" if decision is None else decision.first_steward,
+            may_approve=principal is None or policy.may_approve(principal, known, requested_by, first),
         )
 
 
 def _refusal(decision: Approval, state: ApprovalState, number: int) -> str:
     reason = f": {decision.reason}" if decision.reason else ""
+    if state is ApprovalState.APPROVED_ONCE:
+        return f"{decision.steward} approved version {number}. A second data steward of the site must approve, too."
+    if state is ApprovalState.LAPSED:
+        return f"The approval of version {number} was for other members. Ask {decision.steward} to approve it again."
     if state is ApprovalState.EXPIRED:
         return f"The approval of version {number} has expired. Ask {decision.steward} to renew it."
     if state is ApprovalState.REVOKED:
@@ -250,7 +286,12 @@ def app_version(version: AppVersion) -> contract.AppVersion:
 
 def app_review(version: AppVersion) -> contract.AppReview:
     return contract.AppReview(
-        version=app_version(version), cells=version.cells, files=version.files, imports=version.imports
+        version=app_version(version),
+        cells=version.cells,
+        files=version.files,
+        imports=version.imports,
+        outputs=outputs_of(version.files),
+        dependencies=dependencies_of(version.files),
     )
 
 

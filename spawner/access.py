@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from federator import contract
 from federator.contract import SERVICE_NAME, SITE_GROUP_PREFIX, STEWARD_GROUP_PREFIX, Scope
 
-from spawner.deployment import Deployment, LocalAggregators
+from spawner.deployment import SMTP_PASSWORD_VARIABLE, WEBHOOK_KEY_VARIABLE, Deployment, LocalAggregators
 from spawner.sso import ADMIN_GROUP
 
 CUSTOM_SCOPES = {
@@ -72,7 +73,21 @@ def service(deployment: Deployment) -> dict[str, Any]:
             "FEDERATION_AGGREGATORS": json.dumps(aggregators(deployment)),
             "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
             "FLWR_TELEMETRY_ENABLED": "0",
+            **notices(deployment),
         },
+    }
+
+
+def notices(deployment: Deployment) -> dict[str, str]:
+    """How the service tells people, as its settings read it; empty where nothing is set up."""
+    wanted = deployment.notices
+    if wanted is None:
+        return {}
+    told = {"origin": deployment.hub.origin, **wanted.model_dump(exclude_none=True)}
+    return {
+        "FEDERATION_NOTICES": json.dumps(told),
+        "FEDERATION_SMTP_PASSWORD": os.environ.get(SMTP_PASSWORD_VARIABLE, ""),
+        "FEDERATION_WEBHOOK_KEY": os.environ.get(WEBHOOK_KEY_VARIABLE, ""),
     }
 
 
@@ -112,6 +127,7 @@ def public_sites(deployment: Deployment) -> list[contract.Site]:
             kind=site.kind,
             isolates=site.isolates,
             contact=site.contact,
+            four_eyes=site.four_eyes,
             datasets=tuple(
                 contract.Dataset(name=name, title=dataset.title, description=dataset.description)
                 for name, dataset in site.datasets.items()

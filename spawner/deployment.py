@@ -1,4 +1,5 @@
-"""The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]` and `[sites.<slug>]`.
+"""The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]`, `[notices]` and
+`[sites.<slug>]`.
 
 `deploy/deployment.toml` shows every key. Secrets are in the environment only, as `jupyterhub_config.py` lists them.
 A site can stand in a file of its own, `sites.d/<slug>.toml` beside the deployment file, with what `[sso]` says of it:
@@ -8,6 +9,7 @@ A site can stand in a file of its own, `sites.d/<slug>.toml` beside the deployme
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
 from spawner.sites import ContainerSite, EmbeddedSite, Site, SupernodeSite
 from spawner.sso import Sso
@@ -34,6 +36,8 @@ from spawner.tables import (
 
 CONFIG_VARIABLE = "NOTEBOOK_FEDERATOR_CONFIG"
 CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
+SMTP_PASSWORD_VARIABLE = "NOTEBOOK_FEDERATOR_SMTP_PASSWORD"  # noqa: S105 - the name, not the password
+WEBHOOK_KEY_VARIABLE = "NOTEBOOK_FEDERATOR_WEBHOOK_KEY"
 SITES_FOLDER = "sites.d"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -118,12 +122,57 @@ class DockerAggregators(Table):
 Aggregators = Annotated[LocalAggregators | DockerAggregators, Field(discriminator="kind")]
 
 
+class Smtp(Table):
+    """`[notices.smtp]`: where mail is handed in. The password is in NOTEBOOK_FEDERATOR_SMTP_PASSWORD.
+
+    Attributes:
+        security: "none" for a relay on the same machine only.
+        sender: as people see it: Federation <federation@hospital.example>.
+    """
+
+    host: Text
+    port: Port = 587
+    security: Literal["none", "starttls", "tls"] = "starttls"
+    sender: Text
+    user: Text | None = None
+
+
+class Notices(Table):
+    """`[notices]`: how people are told what waits for them and what has ended. Without it, pages tell it only.
+
+    Attributes:
+        address: makes a mail address of a Hub user's name; stewards are reached by their site's `contact`.
+        ending_days: how long before its end an approval is told of.
+        webhook: an address that each notice is posted to, as JSON, signed with NOTEBOOK_FEDERATOR_WEBHOOK_KEY.
+    """
+
+    address: Text | None = None
+    ending_days: float = Field(default=7.0, gt=0, le=365)
+    smtp: Smtp | None = None
+    webhook: Text | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _address_names_the_user(cls, address: str | None) -> str | None:
+        if address is not None and (address.count("{user}") != 1 or re.search(r"[{}]", address.replace("{user}", ""))):
+            raise ValueError('names no user; write {user} once: "{user}@hospital.example"')
+        return address
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook_is_an_address(cls, url: str | None) -> str | None:
+        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise ValueError("is no address; write https://host/path")
+        return url
+
+
 class Deployment(Table):
     """The whole file."""
 
     hub: Hub
     sso: Sso
     aggregators: Aggregators = Field(default_factory=LocalAggregators)
+    notices: Notices | None = None
     sites: dict[Slug, Site] = Field(min_length=1)
 
 

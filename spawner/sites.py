@@ -70,10 +70,16 @@ class SiteDataset(DatasetTable):
 
 
 class SiteTable(Table):
-    """What every kind of site declares."""
+    """What every kind of site declares.
+
+    Attributes:
+        contact: whom to ask; the mail address in it gets what waits for the site's data stewards.
+        four_eyes: two data stewards must approve, neither of them the participant.
+    """
 
     title: Text
     contact: Text
+    four_eyes: bool = False
 
 
 class EmbeddedSite(SiteTable):

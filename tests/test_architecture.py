@@ -18,14 +18,17 @@ PACKAGES = {
     "spawner": ROOT / "spawner",
     "federator": ROOT / "images" / "singleuser" / "federator",
 }
-# A template is text of the generated app: it runs at the sites, never in the service.
-TEMPLATES = ROOT / "hub_service" / "apps" / "templates"
+# A template is text of the generated app, or of a capsule: it runs at the sites or elsewhere, never in the service.
+TEMPLATES = (
+    ROOT / "hub_service" / "apps" / "templates",
+    ROOT / "hub_service" / "results" / "capsule_files",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
     for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
-            if TEMPLATES in path.parents:
+            if any(folder in path.parents for folder in TEMPLATES):
                 continue
             parts = path.relative_to(folder).with_suffix("").parts
             yield ".".join((package, *(part for part in parts if part != "__init__"))), path
@@ -105,6 +108,7 @@ FENCES = {
         "spawner",
         "federator.extension",
         "federator.kernels",
+        "federator.lab_status",
         "federator.provisioner",
     ),
     "sqlalchemy": ("hub_service.store",),
@@ -123,6 +127,7 @@ FENCES = {
         "federator.node",
         "federator.fleet",
         "federator.parcel",
+        "federator.trial_process",
     ),
     "torch": (),
     "torchvision": (),
@@ -190,7 +195,7 @@ def test_only_app_names_concrete_classes() -> None:
 
 @pytest.mark.parametrize("module", ["federator.contract", "federator.framing"])
 def test_what_is_shared_needs_the_standard_library_only(module: str) -> None:
-    allowed = {"__future__", "collections", "dataclasses", "enum", "struct", "typing"}
+    allowed = {"__future__", "collections", "dataclasses", "enum", "re", "struct", "typing"}
     assert {name.partition(".")[0] for name in IMPORTS[module]} <= allowed
 
 
@@ -244,7 +249,7 @@ def test_clock_ids_and_randomness_are_passed_in() -> None:
 
 def test_no_catch_all() -> None:
     """A catch-all hides the cause: it must raise again. It ends there only where a researcher's code runs."""
-    runs_foreign_code = {"federator.node", "hub_service.aggregators.serverapp"}
+    runs_foreign_code = {"federator.node", "federator.trial_process", "hub_service.aggregators.serverapp"}
     broken = []
     for module, path in MODULES.items():
         if module in runs_foreign_code:

@@ -21,7 +21,7 @@ from examples.demo.scenario import Outcome, Study, run_journey
 from examples.demo.stack import ROOT, Stack, StackError, embedded_sites, start_stack
 
 FOLDER = ROOT / ".demo"
-NOTEBOOKS = ROOT / "examples" / "notebooks"
+NOTEBOOKS = ROOT / "hub_service" / "starters"
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -171,16 +172,24 @@ class Browser:
 
         Raises StepError with the kernel's own error text where the cell raises.
         """
+        kernel = await self.start_kernel()
+        try:
+            return await kernel.run(source)
+        finally:
+            await kernel.shut_down()
+
+    async def start_kernel(self) -> NotebookKernel:
+        """Start a notebook kernel in their own server."""
         base = f"/user/{self.username}/"
         await self.http.get(f"{base}lab")  # lets the server set its own cookies
-        headers = self._xsrf(base)
-        kernel = self._parsed(await self.http.post(f"{base}api/kernels", json={"name": "python3"}, headers=headers))
-        try:
-            return await self._execute(f"{base}api/kernels/{kernel['id']}/channels", source)
-        finally:
-            await self.http.delete(f"{base}api/kernels/{kernel['id']}", headers=headers)
+        answer = await self.http.post(f"{base}api/kernels", json={"name": "python3"}, headers=self._xsrf(base))
+        return NotebookKernel(self, f"{base}api/kernels/{self._parsed(answer)['id']}")
 
-    async def _execute(self, channels: str, source: str) -> str:
+    async def end_kernel(self, address: str) -> None:
+        await self.http.delete(address, headers=self._xsrf(f"/user/{self.username}/"))
+
+    async def execute(self, channels: str, source: str) -> str:
+        """Run a cell over a kernel's websocket. Raises StepError as `run_cell`."""
         url = urljoin(self.origin.replace("http", "ws", 1), channels)
         cookies = httpx.Request("GET", urljoin(self.origin, channels))
         self.http.cookies.set_cookie_header(cookies)
@@ -205,6 +214,21 @@ class Browser:
                     case "status" if content["execution_state"] == "idle":
                         return "".join(shown)
         raise StepError(f"{self.username}'s kernel hung up.")
+
+
+@dataclass(frozen=True)
+class NotebookKernel:
+    """A kernel of one person; its cells see each other's names."""
+
+    browser: Browser
+    address: str
+
+    async def run(self, source: str) -> str:
+        """Run a cell; return what it printed or showed. Raises StepError where it raises."""
+        return await self.browser.execute(f"{self.address}/channels", source)
+
+    async def shut_down(self) -> None:
+        await self.browser.end_kernel(self.address)
 
 
 def execute_request(source: str) -> dict[str, Any]:

@@ -95,10 +95,10 @@ async def _journey(
     with display.step("Each site's data steward reads the code and approves this version") as details:
         await asyncio.gather(*(one.log_in() for one in deciders))
         for one in deciders:
-            details.append(await _approve(one, project_id))
+            details.append(await approve(one, project_id))
 
     with display.step("The service puts a Flower client kernel into each researcher's server"):
-        await _all_ready(owner, project_id, len(people))
+        await all_ready(owner, project_id, len(people))
 
     run_id = await _run(owner, project_id, study, titles, display)
     run = await owner.get(f"api/runs/{run_id}")
@@ -127,7 +127,7 @@ async def _create_project(owner: Browser, study: Study) -> str:
     return page.url.path.rstrip("/").rpartition("/")[2]
 
 
-async def _approve(steward: Browser, project_id: str) -> str:
+async def approve(steward: Browser, project_id: str) -> str:
     """Open the review page of the one waiting request, and press "Approve"."""
     requests = [request for request in await steward.get("api/approvals") if request["project_id"] == project_id]
     waiting = [request for request in requests if request["state"] == "waiting"]
@@ -141,7 +141,7 @@ async def _approve(steward: Browser, project_id: str) -> str:
     return f"{steward.username}: {request['site']}/{request['dataset']}"
 
 
-async def _all_ready(owner: Browser, project_id: str, count: int) -> None:
+async def all_ready(owner: Browser, project_id: str, count: int) -> None:
     """Wait for every participant's client to stand ready."""
     states: list[str] = []
     try:

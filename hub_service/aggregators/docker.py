@@ -54,6 +54,7 @@ from hub_service.aggregators.processes import (
     serverapp_arguments,
     superlink_arguments,
 )
+from hub_service.aggregators.serverapp_log import LogPiece, piece_of_bytes
 from hub_service.domain.clock import Clock, NewId
 from hub_service.domain.errors import Unavailable
 
@@ -210,6 +211,17 @@ class DockerAggregators(AggregatorBackend):
                 # A run folder with very many files takes long to count: that must not keep the threads busy.
                 serverapp.next_look = ended + min(max(_LOOK_S, 10 * (ended - started)), _LONGEST_PAUSE_S)
         return serverapp.exit_status
+
+    async def serverapp_log(self, project_id: str, run_id: str, after: int) -> LogPiece:
+        aggregator = self._aggregators.get(project_id)
+        serverapp = aggregator.serverapps.get(run_id) if aggregator else None
+        if serverapp is None or serverapp.exit_status is not None:
+            return await super().serverapp_log(project_id, run_id, after)
+        try:
+            return piece_of_bytes(await self._engine.call(partial(_running_log, serverapp.container)), after)
+        except Unavailable as error:
+            log.warning("run %s: no log: %s", run_id, error.debug or error.message)
+            return LogPiece()
 
     async def stop(self, project_id: str) -> None:
         async with self._locks[project_id]:
@@ -592,6 +604,14 @@ def _empty_log(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         raise _disk_refuses(error) from error
+
+
+def _running_log(container: str, client: docker.DockerClient) -> bytes:
+    """What the engine keeps of a container's output, which `_LOG_OPTIONS` bound."""
+    try:
+        return bytes(client.containers.get(container).logs())
+    except NotFound:
+        return b""
 
 
 def _save_log(container: Container, path: Path, last_line: str = "") -> None:

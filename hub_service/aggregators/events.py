@@ -27,6 +27,11 @@ _AT_ONCE = 8 * 1024**2  # bytes of events that are read in one go
 _LARGEST = 512 * 1024**2  # bytes of one run's events
 
 
+def round_model_file(number: int) -> str:
+    """The name of a round's model in the run folder."""
+    return f"model-{number:d}.safetensors"
+
+
 class EventFile:
     """Appends events to a run folder's event file. Each line reaches the file in one write."""
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import math
-from tokenize import TokenError
 from typing import Any
 
-import numpy as np
 from federator.framing import Data
-from federator.parcel import widened
+from federator.parcel import npy_view, widened
 from flwr.app import Array
 from flwr.common.constant import SType
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
 from numpy.typing import NDArray
-
-_LONGEST_HEADER = 64 * 1024  # bytes of a .npy header, as far as it is read here
-_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Place = tuple[str, int]
 """The name of a blob, and which of its arrays."""
@@ -137,31 +130,5 @@ def numpy_view(array: Array) -> NDArray[Any]:
     if array.stype != SType.NUMPY:
         raise TypeError(f"arrays of the kind '{array.stype}' are not NumPy's")
     if isinstance(array, MappedArray) and array.exact is None:
-        return widened(_read(array.view), array.dtype)
-    return _read(data_of(array))
-
-
-def _read(data: Data) -> NDArray[Any]:
-    header = io.BytesIO(data[:_LONGEST_HEADER])
-    read_header = _READ_HEADER.get(np.lib.format.read_magic(header))
-    if read_header is None:
-        return _loaded(data)
-    try:
-        shape, fortran_order, dtype = read_header(header)
-    except TokenError as error:  # NumPy reads the header as Python
-        raise ValueError(str(error)) from error
-    if dtype.hasobject:
-        raise ValueError("the array has objects, which could run code")
-    count = math.prod(shape)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the array says that its shape is {shape}")
-    if count == 0:
-        return np.empty(shape, dtype)
-    flat = np.frombuffer(data, dtype, count, header.tell())
-    flat.flags.writeable = False
-    return flat.reshape(shape, order="F" if fortran_order else "C")
-
-
-def _loaded(data: Data) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+        return widened(npy_view(array.view), array.dtype)
+    return npy_view(data_of(array))

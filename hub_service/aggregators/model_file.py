@@ -6,8 +6,10 @@ piece instead. The format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +54,13 @@ def write_model(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
         size = file.tell()
     partial.replace(path)
     return digest.hexdigest(), size
+
+
+def keep_model(path: Path, kept: Path) -> None:
+    """Let the model stay, under another name, when `write_model` replaces it. Where there are no links, it goes."""
+    kept.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(path, kept)
 
 
 class ModelWriter:

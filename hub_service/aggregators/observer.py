@@ -7,6 +7,7 @@ found wanting as anything but an error, so that it goes on with the rest.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -62,6 +63,7 @@ class MessageSeen:
     round: int
     arrays: Arrays = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, list[int]] = field(default_factory=dict)
     size: int = 0
     error: str = ""
 
@@ -136,8 +138,8 @@ class Observer:
     def model(self, sha256: str, size: int, number: int) -> None:
         self._event(EventKind.MODEL, text=sha256, size=size, round=number)
 
-    def score(self, model: str, node_id: int, metrics: Mapping[str, float]) -> None:
-        self._event(EventKind.SCORE, model=model, node_id=node_id, **_split(metrics))
+    def score(self, model: str, node_id: int, metrics: Mapping[str, float], counts: Mapping[str, list[int]]) -> None:
+        self._event(EventKind.SCORE, model=model, node_id=node_id, counts=dict(counts), **_split(metrics))
 
     def finished(self) -> None:
         self._event(EventKind.FINISHED)
@@ -154,6 +156,7 @@ class Observer:
             seconds=self._clock() - sent.at,
             size=0 if text else reply.size,
             text=text,
+            counts={} if text else dict(reply.counts),
             **_split({} if text else reply.metrics),
         )
 
@@ -209,12 +212,23 @@ def _array_fault(name: str, array: ArraySeen, expected: ArraySeen | None) -> str
         return f"array '{name}' cannot be read"
     if values.shape != array.shape:
         return f"array '{name}' has shape {list(values.shape)}, not {list(array.shape)} as it says"
+    if _surely_finite(values):
+        return ""
     if np.isnan(values).any():
         return f"array '{name}' has NaN"
     if np.isinf(values).any():
         cause = "; half precision, which ends at 65504, may be the cause" if array.halved else ""
         return f"array '{name}' has an infinite value{cause}"
     return ""
+
+
+def _surely_finite(values: NDArray[np.generic]) -> bool:
+    """Whether the sum is a number, which it is not where one of the values is none: one look at good arrays, not four.
+
+    The sum of large numbers may be infinite, too, so False says nothing.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()))
 
 
 def odd_ones_out(replies: Mapping[str, Arrays], sent: Mapping[str, Arrays]) -> dict[str, str]:
@@ -229,6 +243,22 @@ def odd_ones_out(replies: Mapping[str, Arrays], sent: Mapping[str, Arrays]) -> d
             odd[message_id] = _difference(expected, actual)
     answering = [message_id for message_id, arrays in replies.items() if _names(arrays)]
     return odd if len(odd) < len(answering) else {}
+
+
+def odd_lengths(replies: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """Replies with a list of another length than most others have: id -> what is odd. No mean can be made of them.
+
+    Args:
+        replies: for each reply's id, the lists among its metrics and their lengths.
+    """
+    odd = {}
+    for name in dict.fromkeys(name for lengths in replies.values() for name in lengths):
+        found = Counter(lengths[name] for lengths in replies.values() if name in lengths)
+        (most_have, _), *others = found.most_common()
+        for message_id, lengths in replies.items():
+            if others and lengths.get(name, most_have) != most_have:
+                odd[message_id] = f"metric '{name}' has {lengths[name]} numbers, and {most_have} at other sites"
+    return odd
 
 
 def _names(arrays: Arrays) -> frozenset[tuple[str, str]]:

@@ -51,8 +51,10 @@ from hub_service.aggregators.observer import (
     ArraySeen,
     MessageSeen,
     Observer,
+    odd_lengths,
     odd_ones_out,
 )
+from hub_service.domain.runs import LARGEST_COUNT, MOST_COUNTS
 
 # How long to keep trying when the SuperLink does not answer, in seconds.
 SUPERLINK_PATIENCE_S = 60.0
@@ -247,8 +249,7 @@ class ObservingGrid(HttpGrid):
         replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
         replies = self._without_odd_ones(replies)
         if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
-            reasons = sorted({reply.error.reason or "no reason given" for reply in replies}) or ["no site answered"]
-            raise RunFailed(f"no site could train: {'; '.join(reasons)}")
+            raise RunFailed(f"no site could train: {_reasons(replies)}")
         return replies
 
     def _give_up(self, message_ids: set[str]) -> None:
@@ -351,6 +352,8 @@ class ObservingGrid(HttpGrid):
     def _without_odd_ones(self, replies: list[Message]) -> list[Message]:
         good = {reply.metadata.reply_to_message_id: _arrays(reply) for reply in replies if reply.has_content()}
         odd = odd_ones_out(good, {message_id: self._observer.sent_arrays(message_id) for message_id in good})
+        lengths = {reply.metadata.reply_to_message_id: lengths_of(reply) for reply in replies if reply.has_content()}
+        odd |= odd_lengths({one: of_lists for one, of_lists in lengths.items() if one not in odd})
         for message_id, fault in odd.items():
             self._observer.left_out(message_id, fault)
         return [
@@ -359,6 +362,14 @@ class ObservingGrid(HttpGrid):
             else reply
             for reply in replies
         ]
+
+
+def _reasons(errors: Sequence[Message]) -> str:
+    """Why no site did what it was asked for; where they differ, which site says which."""
+    reasons = {error.metadata.src_node_id: error.error.reason or "no reason given" for error in errors}
+    if len(set(reasons.values())) > 1:
+        return "; ".join(f"node {node_id}: {reason}" for node_id, reason in reasons.items())
+    return next(iter(reasons.values()), "no site answered")
 
 
 def _is_train(message: Message) -> bool:
@@ -388,6 +399,7 @@ def _seen(message: Message, node_id: int, number: int) -> MessageSeen:
         number,
         arrays=_arrays(message),
         metrics=metrics_of(message.content),
+        counts=counts_of(message.content),
         size=sum(map(size_of_record, message.content.array_records.values())),
     )
 
@@ -409,8 +421,30 @@ def _read(array: Array) -> Any:
         raise ValueError(str(error)) from error
 
 
+def counts_of(content: RecordDict) -> dict[str, list[int]]:
+    """All lists of whole numbers of all metric records, such as a confusion table, that an event may hold."""
+    return {
+        name: [int(one) for one in value]
+        for record in content.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, list)
+        and 0 < len(value) <= MOST_COUNTS
+        and all(isinstance(one, int) and 0 <= one <= LARGEST_COUNT for one in value)
+    }
+
+
+def lengths_of(message: Message) -> dict[str, int]:
+    """How long each list of the reply's metric records is."""
+    return {
+        name: len(value)
+        for record in message.content.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, list)
+    }
+
+
 def metrics_of(content: RecordDict) -> dict[str, float]:
-    """All single numbers of all metric records. Lists have no place in an event."""
+    """All single numbers of all metric records."""
     return {
         name: value
         for record in content.metric_records.values()

@@ -55,12 +55,19 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from hub_service.aggregators.events import MODEL_FILE, EventFile
+from hub_service.aggregators.events import MODEL_FILE, EventFile, round_model_file
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.mapped_array import numpy_view
-from hub_service.aggregators.model_file import ModelWriter, write_model
+from hub_service.aggregators.model_file import ModelWriter, keep_model, write_model
 from hub_service.aggregators.observer import ALONE, COMPARE, FEDERATED, Observer
-from hub_service.aggregators.observing_grid import ObservingGrid, RunFailed, TooFewSites, metrics_of, size_of_record
+from hub_service.aggregators.observing_grid import (
+    ObservingGrid,
+    RunFailed,
+    TooFewSites,
+    counts_of,
+    metrics_of,
+    size_of_record,
+)
 from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.processes import NICENESS
 from hub_service.domain.runs import WIRE_PRECISION_KEY, WirePrecision
@@ -160,7 +167,7 @@ def _score(
     messages = [Message(record, node, evaluate.metadata.message_type) for node in nodes]
     for reply in grid.send_and_receive(messages):
         if reply.has_content():
-            observer.score(name, reply.metadata.src_node_id, metrics_of(reply.content))
+            observer.score(name, reply.metadata.src_node_id, metrics_of(reply.content), counts_of(reply.content))
 
 
 @contextmanager
@@ -252,6 +259,7 @@ def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
         metadata = {"round": str(number), "flower-run-id": str(plan.flower_run_id)}
         try:
             sha256, size = write_model(folder / MODEL_FILE, arrays, metadata)
+            keep_model(folder / MODEL_FILE, folder / round_model_file(number))
         except ValueError as error:
             observer.note(f"the model of round {number} was not kept: {error}")
         else:

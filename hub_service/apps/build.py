@@ -19,19 +19,21 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import tomli_w
-from federator.contract import Cell, SourceFile
+from federator.contract import Cell, DeclaredOutput, SourceFile, outputs_table
 from flwr.cli.build import build_fab_from_files
 from flwr.common.config import flatten_dict
 from flwr.common.constant import FAB_MAX_SIZE
 
 from hub_service.apps.archive import read_zip
 from hub_service.apps.cells import ConfigValue, NotebookApp, compile_source, read_notebook
+from hub_service.apps.declarations import PYPROJECT as _PYPROJECT
+from hub_service.apps.declarations import checked_outputs, checked_requirements
 from hub_service.apps.names import find_imports
+from hub_service.apps.strategies import check_strategy
 from hub_service.domain.errors import Invalid, TooLarge
 
-_PYPROJECT = "pyproject.toml"
 _MANIFEST = ".info/CONTENT"
-_TEMPLATES = ("__init__.py", "client_app.py", "server_app.py", "task.py")
+_TEMPLATES = ("__init__.py", "client_app.py", "server_app.py", "strategies.py", "task.py")
 _MAX_NAME_LENGTH = 32  # flwr's limit on an app's name
 _MAX_TITLE_LENGTH = 100
 # Publisher and version become parts of a folder's name on every site that installs the app.
@@ -54,6 +56,10 @@ class BuiltApp:
         files: every file of the bundle; one that is no text is named with its size and hash.
         imports: top-level modules that the notebook's cells, or an app's files, import; without the app's own.
         config: the defaults of the run's configuration, [tool.flwr.app.config], flattened with dots.
+        dependencies: [project].dependencies, PEP 508.
+        outputs: what the app's answers may hold, [tool.federator.outputs]; none where it is not declared.
+        private_cells: numbers of the code cells that stay in the notebook.
+        warnings: what works in the notebook and may not at a site.
     """
 
     fab: bytes
@@ -64,20 +70,28 @@ class BuiltApp:
     files: tuple[SourceFile, ...]
     imports: tuple[str, ...]
     config: dict[str, ConfigValue]
+    dependencies: tuple[str, ...]
+    outputs: tuple[DeclaredOutput, ...]
+    private_cells: tuple[int, ...]
+    warnings: tuple[str, ...]
 
 
 class AppBuilder:
     """Builds app versions.
 
     Args:
-        known_modules: top-level modules that the sites' notebook servers can import, besides the standard library.
+        known_modules: top-level modules that any site's notebook servers can be expected to have, besides the standard
+            library: those of the image that the service was made with.
     """
 
     def __init__(self, known_modules: frozenset[str]) -> None:
         self._known_modules = known_modules | sys.stdlib_module_names
 
-    def build(self, filename: str, content: bytes) -> BuiltApp:
+    def build(self, filename: str, content: bytes, at_sites: frozenset[str] = frozenset()) -> BuiltApp:
         """Make an app version of an uploaded file. What it is, its content says; the name only gives the title.
+
+        Args:
+            at_sites: further top-level modules that some site has reported.
 
         Raises:
             Invalid: it is neither a notebook nor a Flower app, or something in it cannot be used; the text says where.
@@ -85,16 +99,17 @@ class AppBuilder:
         """
         if content.startswith(b"PK") or filename.lower().endswith((".zip", ".fab")):
             return self._from_zip(content)
-        return self._from_notebook(filename, content)
+        return self._from_notebook(filename, content, self._known_modules | at_sites)
 
-    def _from_notebook(self, filename: str, content: bytes) -> BuiltApp:
-        app = read_notebook(content, self._known_modules)
+    def _from_notebook(self, filename: str, content: bytes, known_modules: frozenset[str]) -> BuiltApp:
+        app = read_notebook(content, known_modules)
+        check_strategy(app)
         title = _title(filename)
         name = _app_name(title)
         package = "federated_" + name.replace("-", "_")
         templates = {file: _template(file) for file in _TEMPLATES}
         files = {
-            _PYPROJECT: _notebook_pyproject(name, package, title, app.config),
+            _PYPROJECT: _notebook_pyproject(name, package, title, app),
             **{f"{package}/{file}": text.encode() for file, text in templates.items()},
             f"{package}/notebook.py": _notebook_module(title, app.cells).encode(),
         }
@@ -118,6 +133,7 @@ class AppBuilder:
 def _bundle(fab: bytes, title: str, notebook: NotebookApp | None = None) -> BuiltApp:
     """Describe a finished bundle by what is in its bytes, not by what was meant to go in."""
     files = {path: data for path, data in read_zip(fab).items() if path != _MANIFEST}
+    pyproject = _read_toml(files[_PYPROJECT])
     return BuiltApp(
         fab=fab,
         fab_hash=hashlib.sha256(fab).hexdigest(),
@@ -126,8 +142,24 @@ def _bundle(fab: bytes, title: str, notebook: NotebookApp | None = None) -> Buil
         cells=() if notebook is None else notebook.cells,
         files=tuple(SourceFile(path, _readable(data)) for path, data in sorted(files.items())),
         imports=_imports_of(files) if notebook is None else notebook.imports,
-        config=_default_config(tomllib.loads(files[_PYPROJECT].decode("utf-8"))),
+        config=_default_config(pyproject),
+        dependencies=_dependencies(pyproject),
+        outputs=_outputs(pyproject),
+        private_cells=() if notebook is None else notebook.private_cells,
+        warnings=() if notebook is None else notebook.warnings,
     )
+
+
+def _dependencies(pyproject: Mapping[str, Any]) -> tuple[str, ...]:
+    found = pyproject["project"].get("dependencies", [])
+    if not isinstance(found, list):
+        raise Invalid("pyproject.toml: project.dependencies is not a list.", _CORRECT)
+    return checked_requirements(found, "pyproject.toml: project.dependencies")
+
+
+def _outputs(pyproject: Mapping[str, Any]) -> tuple[DeclaredOutput, ...]:
+    ours = pyproject["tool"].get("federator", {})
+    return checked_outputs(ours.get("outputs", {}) if isinstance(ours, dict) else ours, _PYPROJECT)
 
 
 def _readable(data: bytes) -> str:
@@ -185,12 +217,15 @@ def _template(file: str) -> str:
     return package_files("hub_service.apps").joinpath("templates", file).read_text(encoding="utf-8")
 
 
-def _notebook_pyproject(name: str, package: str, title: str, config: Mapping[str, ConfigValue]) -> bytes:
+def _notebook_pyproject(name: str, package: str, title: str, notebook: NotebookApp) -> bytes:
     pyproject = tomllib.loads(_template(_PYPROJECT))
     pyproject["project"] |= {"name": name, "description": f"Federated app made from the notebook {title}"}
+    pyproject["project"]["dependencies"] += notebook.dependencies
     app = pyproject["tool"]["flwr"]["app"]
     app["components"] = {"serverapp": f"{package}.server_app:app", "clientapp": f"{package}.client_app:app"}
-    app["config"] |= config
+    app["config"] |= notebook.config
+    if notebook.outputs:
+        pyproject["tool"]["federator"] = {"outputs": outputs_table(notebook.outputs)}
     return tomli_w.dumps(pyproject).encode()
 
 

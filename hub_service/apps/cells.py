@@ -13,17 +13,24 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import nbformat
-from federator.contract import Cell
+from federator.contract import Cell, DeclaredOutput
 
+from hub_service.apps.advice import CellRun, warn_of_gpu, warn_of_order
+from hub_service.apps.declarations import HOW_TO_DECLARE, checked_outputs, checked_requirements
 from hub_service.apps.names import find_imports, find_unresolved, names_bound_by
 from hub_service.domain.errors import Invalid, TooLarge
+from hub_service.domain.runs import MOST_ROUNDS
 
 TAG = "federated"
 MAX_NOTEBOOK_BYTES = 5 * 1024 * 1024
 MAX_CODE_CHARACTERS = 256 * 1024  # of all tagged cells; a steward has to read them
 CONFIG_NAME = "CONFIG"
+DEPENDENCIES_NAME = "DEPENDENCIES"
+ROUNDS_KEY = "num-server-rounds"
+METADATA_KEY = "federator"  # of the notebook: what `federator.publish` adds to it on the way
 
 HOW_TO_TAG = (
     f"In JupyterLab, select the cell, open the property inspector (the gears at the top right) and add the tag “{TAG}”."
@@ -42,7 +49,7 @@ OPTIONAL_FUNCTIONS: dict[str, tuple[str, ...]] = {"strategy": ("config",)}
 
 # What only IPython understands at the start of a line: magics, shell escapes, help.
 _IPYTHON_LINE = re.compile(r"\s*(%|!|\?|[\w.,\s]+=\s*[%!])|.*\?\s*$")
-_CONFIG_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_CONFIG_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _INT64 = range(-(2**63), 2**63)  # Flower sends a run's config as 64-bit integers
 
 
@@ -54,17 +61,26 @@ class NotebookApp:
         cells: the exported cells, in the notebook's order.
         imports: names of the top-level modules imported by them, sorted.
         config: the literal of a top-level `CONFIG = {...}`, empty where there is none.
+        private_cells: numbers of the code cells that stay in the notebook.
+        dependencies: the literal of a top-level `DEPENDENCIES = [...]`, checked by `hub_service.apps.dependencies`.
+        outputs: what the last `federator.try_here` saw leave a site, from the notebook's metadata.
+        warnings: what works in the notebook and may not at a site; from `hub_service.apps.advice`.
     """
 
     cells: tuple[Cell, ...]
     imports: tuple[str, ...]
     config: dict[str, ConfigValue]
+    private_cells: tuple[int, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    outputs: tuple[DeclaredOutput, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _ParsedCell:
     cell: Cell
     tree: ast.Module
+    execution_count: int | None = None
 
 
 def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
@@ -78,14 +94,17 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
         TooLarge: more than MAX_NOTEBOOK_BYTES; nothing is parsed then.
         Invalid: for every other reason; the text names the cell, the line and the fix.
     """
-    code = _code_cells(_load(content))
-    _check_length([cell for cell, is_tagged in code if is_tagged])
-    tagged = [_parse(cell) for cell, is_tagged in code if is_tagged]
-    untagged = [parsed for cell, is_tagged in code if not is_tagged if (parsed := _parse_leniently(cell)) is not None]
+    document = _load(content)
+    code = _code_cells(document["cells"])
+    _check_length([one.cell for one in code if one.is_tagged])
+    tagged = [_parse(one) for one in code if one.is_tagged]
+    private = [one.cell for one in code if not one.is_tagged]
+    untagged = [parsed for cell in private if (parsed := _parse_leniently(cell)) is not None]
     if not tagged:
         raise Invalid(f"No code cell of this notebook is tagged “{TAG}”, so there is nothing to federate.", HOW_TO_TAG)
     _check_functions(tagged, untagged)
-    _check_imports(tagged, known_modules)
+    dependencies = _read_dependencies(tagged)
+    _check_imports(tagged, known_modules, dependencies)
     try:
         _check_names(tagged, untagged)
     except RecursionError as error:
@@ -97,11 +116,18 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
         cells=tuple(parsed.cell for parsed in tagged),
         imports=tuple(sorted({found.module for parsed in tagged for found in find_imports(parsed.tree)})),
         config=_read_config(tagged),
+        private_cells=tuple(cell.number for cell in private),
+        dependencies=dependencies,
+        outputs=_read_outputs(document["metadata"]),
+        warnings=(
+            *warn_of_order([CellRun(one.cell.number, one.tree, one.execution_count) for one in tagged]),
+            *(text for one in tagged for text in warn_of_gpu(one.cell.number, one.tree)),
+        ),
     )
 
 
-def _load(content: bytes) -> list[dict[str, object]]:
-    """Return the notebook's cells in the current notebook format."""
+def _load(content: bytes) -> dict[str, Any]:
+    """Return the notebook in the current notebook format."""
     if len(content) > MAX_NOTEBOOK_BYTES:
         raise TooLarge(
             f"The notebook has {len(content) / 2**20:.1f} MB; at most {MAX_NOTEBOOK_BYTES // 2**20} MB are taken.",
@@ -122,8 +148,7 @@ def _load(content: bytes) -> list[dict[str, object]]:
     except (nbformat.ValidationError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         # nbformat's converters meet foreign structures with whatever their own code raises.
         raise _not_a_notebook("its content does not follow the notebook format") from error
-    cells: list[dict[str, object]] = notebook["cells"]
-    return cells
+    return notebook  # type: ignore[no-any-return]
 
 
 def _check_length(tagged: list[Cell]) -> None:
@@ -141,10 +166,16 @@ def _not_a_notebook(reason: str) -> Invalid:
     )
 
 
-def _code_cells(cells: list[dict[str, object]]) -> list[tuple[Cell, bool]]:
-    """Return the code cells with their numbers, each with whether it is tagged for export."""
+@dataclass(frozen=True, slots=True)
+class _CodeCell:
+    cell: Cell
+    is_tagged: bool
+    execution_count: int | None  # None: not run since it was last changed, or since the outputs were cleared
+
+
+def _code_cells(cells: list[dict[str, Any]]) -> list[_CodeCell]:
     return [
-        (Cell(number=number, source=_source(cell)), TAG in _tags(cell))
+        _CodeCell(Cell(number=number, source=_source(cell)), TAG in _tags(cell), cell.get("execution_count"))
         for number, cell in enumerate(cells, start=1)
         if cell["cell_type"] == "code"
     ]
@@ -180,9 +211,10 @@ def compile_source(source: str) -> ast.Module:
     return tree
 
 
-def _parse(cell: Cell) -> _ParsedCell:
+def _parse(code: _CodeCell) -> _ParsedCell:
+    cell = code.cell
     try:
-        return _ParsedCell(cell, compile_source(cell.source))
+        return _ParsedCell(cell, compile_source(cell.source), code.execution_count)
     except SyntaxError as error:
         line = error.lineno or 1
         text = _line(cell.source, line)
@@ -274,7 +306,8 @@ def _check_signature(number: int, function: ast.FunctionDef, arguments: tuple[st
 # --- imports and names
 
 
-def _check_imports(tagged: list[_ParsedCell], known_modules: frozenset[str]) -> None:
+def _check_imports(tagged: list[_ParsedCell], known_modules: frozenset[str], dependencies: tuple[str, ...]) -> None:
+    """A module that nobody knows may be what a declared dependency brings: each site's packages decide then."""
     for parsed in tagged:
         for found in find_imports(parsed.tree):
             where = f"Cell {parsed.cell.number}, line {found.line}"
@@ -288,10 +321,11 @@ def _check_imports(tagged: list[_ParsedCell], known_modules: frozenset[str]) -> 
                     f"{where} imports from __future__, which must come before all other code of the app.",
                     f"Move the line to the top of cell {tagged[0].cell.number}, the first tagged one.",
                 )
-            if found.module not in known_modules:
+            if found.module not in known_modules and not dependencies:
                 raise Invalid(
                     f"{where} imports “{found.module}”, which the sites' notebook servers do not have.",
-                    "Do without it, or ask the Hub's administrator to add it to the image that all sites run.",
+                    "Do without it, or ask the Hub's administrator to add it to the image that all sites run. Where a "
+                    f'site has it, name its package in a cell tagged “{TAG}”: {DEPENDENCIES_NAME} = ["its-package"].',
                 )
 
 
@@ -318,17 +352,41 @@ def _check_names(tagged: list[_ParsedCell], untagged: list[_ParsedCell]) -> None
         )
 
 
-# --- CONFIG
+# --- CONFIG, DEPENDENCIES and what a trial has declared
 
 
 def _read_config(tagged: list[_ParsedCell]) -> dict[str, ConfigValue]:
     config: dict[str, ConfigValue] = {}
-    for number, value in _config_values(tagged):
+    for number, value in _values_of(CONFIG_NAME, tagged):
         config = _config_literal(number, value)
     return config
 
 
-def _config_values(tagged: list[_ParsedCell]) -> Iterator[tuple[int, ast.expr]]:
+def _read_dependencies(tagged: list[_ParsedCell]) -> tuple[str, ...]:
+    dependencies: tuple[str, ...] = ()
+    for number, value in _values_of(DEPENDENCIES_NAME, tagged):
+        dependencies = _dependencies_literal(number, value)
+    return dependencies
+
+
+def _dependencies_literal(number: int, value: ast.expr) -> tuple[str, ...]:
+    where = f"Cell {number}, line {value.lineno}: {DEPENDENCIES_NAME}"
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, TypeError) as error:
+        raise Invalid(f"{where} is not a list of plain texts.", HOW_TO_DECLARE) from error
+    if not isinstance(literal, list | tuple):
+        raise Invalid(f"{where} is not a list.", HOW_TO_DECLARE)
+    return checked_requirements(literal, where)
+
+
+def _read_outputs(metadata: Any) -> tuple[DeclaredOutput, ...]:
+    ours = metadata.get(METADATA_KEY, {})
+    return checked_outputs(ours.get("outputs", {}) if isinstance(ours, dict) else ours, "The notebook's metadata")
+
+
+def _values_of(name: str, tagged: list[_ParsedCell]) -> Iterator[tuple[int, ast.expr]]:
+    """What the name is set to at top level, with the cell's number."""
     for parsed in tagged:
         for statement in parsed.tree.body:
             if isinstance(statement, ast.Assign):
@@ -337,7 +395,7 @@ def _config_values(tagged: list[_ParsedCell]) -> Iterator[tuple[int, ast.expr]]:
                 targets, value = [statement.target], statement.value
             else:
                 continue
-            if any(isinstance(target, ast.Name) and target.id == CONFIG_NAME for target in targets):
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 yield parsed.cell.number, value
 
 
@@ -352,11 +410,16 @@ def _config_literal(number: int, value: ast.expr) -> dict[str, ConfigValue]:
         raise Invalid(f"{where} is not a dictionary.", fix)
     for key, item in literal.items():
         if not isinstance(key, str) or not _CONFIG_KEY.fullmatch(key):
-            raise Invalid(f"{where} has the key {_quote(repr(key))}; keys are letters, digits, “-” and “_”.", fix)
+            raise Invalid(f"{where} has the key {_quote(repr(key))}; keys are letters, digits, “-”, “_” and “.”.", fix)
         if not isinstance(item, str | int | float | bool):
             raise Invalid(
                 f"{where} gives “{key}” a {type(item).__name__}; a text, a number or True/False is taken.", fix
             )
         if isinstance(item, int) and item not in _INT64:
             raise Invalid(f"{where} gives “{key}” a number of more than 64 bits.", fix)
+    rounds = literal.get(ROUNDS_KEY, 1)
+    if not isinstance(rounds, int) or not 1 <= rounds <= MOST_ROUNDS:
+        raise Invalid(
+            f"{where} asks for {rounds} rounds; a run has 1 to {MOST_ROUNDS}.", f'Set "{ROUNDS_KEY}" in that range.'
+        )
     return literal

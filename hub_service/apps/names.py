@@ -48,6 +48,17 @@ def names_bound_by(tree: ast.Module) -> frozenset[str]:
     return _bound(_table(tree))
 
 
+def names_assigned_by(tree: ast.Module) -> frozenset[str]:
+    """Names that a statement of the module gives a value to; without functions, classes and imports."""
+    made = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    return names_bound_by(ast.Module([one for one in tree.body if not isinstance(one, made)], []))
+
+
+def names_used_at_once(tree: ast.Module) -> frozenset[str]:
+    """Names of the module that the code reads while it is being run, and not only when its functions are called."""
+    return _used_at_once(_table(tree))
+
+
 def find_unresolved(cells: Iterable[tuple[int, ast.Module]]) -> Iterator[Unresolved]:
     """Yield uses of names that the cells, run in order, have not defined.
 

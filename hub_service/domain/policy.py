@@ -156,6 +156,30 @@ def require_steward(principal: Principal, site: str) -> None:
     require_scope(principal, Scope.APPROVE)
 
 
+def may_approve(principal: Principal, site: Site | None, participant: str, first_steward: str) -> bool:
+    """Whether a steward's yes counts where the site wants two: not the participant's own, and not the same one twice.
+
+    Args:
+        first_steward: who has approved already, and waits for a second; "" for nobody.
+    """
+    return site is None or not site.four_eyes or principal.name not in (participant, first_steward)
+
+
+def require_other_eyes(principal: Principal, site: Site | None, participant: str, first_steward: str) -> None:
+    """Raise Forbidden unless `may_approve`."""
+    if site is None or may_approve(principal, site, participant, first_steward):
+        return
+    if principal.name == participant:
+        raise Forbidden(
+            f"{site.title} wants two data stewards to approve, and you asked for this yourself.",
+            f"Ask other data stewards of {site.title} to decide.",
+        )
+    raise Forbidden(
+        "You have approved this already; a second data steward must decide, too.",
+        f"Ask another data steward of {site.title}.",
+    )
+
+
 def no_such_request() -> NotFound:
     """The one answer for a request that does not exist and for one at another site."""
     return NotFound(

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from federator.contract import Metrics, RunStatus
+from federator.contract import Metrics, ModelFile, RunStatus
+
+MOST_ROUNDS = 1000
 
 
 class RunTarget(StrEnum):
@@ -48,9 +50,16 @@ class Run:
     model_round: int
     round: int = 0  # the last federated round seen
     nodes: dict[str, str] = field(default_factory=dict)  # decimal node id -> site, for every node that took part
+    seed: int | None = None  # in place of the app's own
+    models: tuple[ModelFile, ...] = ()  # those that are kept, by round
 
 
 WIRE_PRECISION_KEY = "wire-precision"  # of a Flower app's config; an app without it is exact
+
+
+ROUNDS_KEY = "num-server-rounds"  # of a Flower app's config: how many rounds a run has
+SEED_KEY = "seed"  # of an app's config; a run may set it where the app has it
+LARGEST_SEED = 2**31
 
 
 class WirePrecision(StrEnum):
@@ -58,6 +67,11 @@ class WirePrecision(StrEnum):
 
     EXACT = "exact"  # as they are
     HALF = "half"  # float32 and float64 as float16
+
+
+# Numbers in one list of counts that an event holds, such as a confusion table of 64 classes; longer ones are left out.
+MOST_COUNTS = 4096
+LARGEST_COUNT = 2**48
 
 
 class EventKind(StrEnum):
@@ -84,6 +98,7 @@ class RunEvent:
         model: for SCORE, "federated" or the decimal node id that trained alone.
         seconds: from sending to the reply's arrival.
         size: bytes of the message's arrays as they travel, or of the model file.
+        counts: metrics that are lists of whole numbers, such as `confusion`.
     """
 
     kind: EventKind
@@ -98,3 +113,4 @@ class RunEvent:
     seconds: float = 0.0
     size: int = 0
     text: str = ""
+    counts: dict[str, list[int]] = field(default_factory=dict)

@@ -29,10 +29,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import httpx
+import aiohttp
 from federator.contract import FLEET_LETTERS_HEADER, FLEET_WAITING_HEADER
 from federator.framing import BadFrame, pack, split
 from federator.parcel import Letter
@@ -55,6 +56,7 @@ from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Unavailable
 from hub_service.domain.projects import NodeGrant
 from hub_service.gateway.signature import SIGNATURE_HEADERS, NotSigned, signing_key
+from hub_service.site_stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,7 @@ _ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should i
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _HANDED_AT_MOST = 3
 _LOOK_S = 10.0  # how long the aggregator holds one look for a message; it answers at once when one comes
-_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)  # a poll holds a connection
+_TIMEOUT = aiohttp.ClientTimeout(sock_connect=5.0, sock_read=60.0)
 _BULK_PATHS = {"bulk-online": "/v1/bulk/online", "bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
 
 _Request = TypeVar("_Request", bound=Message)
@@ -105,6 +106,13 @@ class NoRun(Refusal):
 class DiskFull(Refusal):
     def __init__(self) -> None:
         super().__init__(507, "The service's disk is full: it could not take this site's answer.")
+
+
+class TooMuch(Refusal):
+    """What the site's data steward lets out in one message is less than this."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"This site's data steward lets {limit:,} bytes leave in one message; this one has more.")
 
 
 class AnotherNode(Refusal):
@@ -143,6 +151,7 @@ class _Session:
     polls: int = 0  # that are open
     working: bool = False
     handed: _Handed | None = None
+    pushed: int = 0  # bytes of the answer that a stock node sends in pieces
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -180,6 +189,7 @@ class Gateway:
         seen: told of each sign of life of a participation's node, and whether it works on a message.
         cut_off: told of a participation whose node's only poll has lost its connection.
         clock: now, in UTC.
+        moved: told how far a participation's present message has come, each time that it comes further.
         longest_poll_s: how long a poll is held at most, in seconds.
         body_limit: bytes of one request's body.
     """
@@ -192,6 +202,7 @@ class Gateway:
         seen: Callable[[str, bool], None],
         cut_off: Callable[[str], None],
         clock: Callable[[], datetime],
+        moved: Callable[[str, Stage], None] = lambda *_: None,
         longest_poll_s: float = LONGEST_POLL_S,
         body_limit: int = BODY_LIMIT,
     ) -> None:
@@ -200,19 +211,20 @@ class Gateway:
         self._seen = seen
         self._cut_off = cut_off
         self._clock = clock
+        self._moved = moved
         self._longest_poll_s = longest_poll_s
         self.body_limit = body_limit
         self.traffic: dict[str, Traffic] = {}  # by participation
         self._sessions: dict[bytes, _Session] = {}
         self._closed = False
-        self._clients: dict[Endpoint, tuple[str, httpx.AsyncClient]] = {}  # with the project whose endpoint it is
+        self._clients: dict[Endpoint, tuple[str, aiohttp.ClientSession]] = {}  # with the project whose endpoint it is
 
     async def close(self) -> None:
         """Ask no aggregator any more. Who still calls is told to try again."""
         self._closed = True
         clients, self._clients = self._clients, {}
         for _, client in clients.values():
-            await client.aclose()
+            await client.close()
 
     def admit(self, headers: Mapping[str, str]) -> Caller:
         """Check signature and grant. Raises KeyUnknown, with one text for all reasons."""
@@ -234,10 +246,26 @@ class Gateway:
         asked = name.strip() == "wait" and value.strip().replace(".", "", 1).isdecimal()
         return min(float(value) if asked else POLL_S, self._longest_poll_s)
 
+    def limit_of(self, caller: Caller) -> int:
+        """Bytes that the node's answer to one message may have, envelope included."""
+        largest = caller.grant.largest_message
+        return self.body_limit if largest is None else min(largest, self.body_limit)
+
+    def count_pushed(self, caller: Caller, size: int) -> None:
+        """A piece of a stock node's answer, which began with `push_messages`. Raises TooMuch."""
+        session = self._session(caller)
+        session.pushed += size
+        if session.pushed > self.limit_of(caller):
+            raise TooMuch(self.limit_of(caller))
+
     def count(self, caller: Caller, *, from_node: int = 0, to_node: int = 0) -> None:
         traffic = self.traffic.setdefault(caller.grant.participation_id, Traffic())
         traffic.from_node += from_node
         traffic.to_node += to_node
+
+    def moved(self, caller: Caller, stage: Stage) -> None:
+        """Tell how far the node's present message has come."""
+        self._moved(caller.grant.participation_id, stage)
 
     # --- operations that are answered here
 
@@ -312,6 +340,7 @@ class Gateway:
             if answer:
                 session.working = True
                 self._seen(caller.grant.participation_id, True)
+                self.moved(caller, Stage.RECEIVING)
                 return answer
         return b""
 
@@ -357,7 +386,10 @@ class Gateway:
         request = _parsed(PushMessagesRequest, body)
         if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
             raise Refusal(400, "A node answers in its own name only.")
+        self._session(caller).pushed = 0
+        self.count_pushed(caller, len(body))
         answer = await self._ask(caller, self._running(caller), "push-messages", body)
+        self.moved(caller, Stage.SENDING)  # what the answer holds follows
         for message in request.messages_list:
             self._received(caller, message.metadata.reply_to_message_id)
         return answer
@@ -366,6 +398,7 @@ class Gateway:
         """Forward the receipt of a message; it is not handed out again."""
         request = _parsed(ConfirmMessageReceivedRequest, body)
         answer = await self._ask(caller, self._running(caller), "confirm-message-received", body)
+        self.moved(caller, Stage.COMPUTING)
         self._received(caller, request.message_object_id)
         return answer
 
@@ -384,16 +417,19 @@ class Gateway:
 
     # --- operations that are forwarded
 
-    async def forward(self, caller: Caller, operation: str, body: AsyncIterator[bytes]) -> httpx.Response:
+    async def forward(self, caller: Caller, operation: str, body: AsyncIterator[bytes]) -> aiohttp.ClientResponse:
         """Send the request on as it comes in; the answer's body is still to be read, and the answer to be closed."""
         endpoint = self._running(caller)
         try:
             client = await self._client(caller, endpoint)
-            request = client.build_request("POST", _path(operation), headers=caller.headers, content=body)
-            response = await client.send(request, stream=True)
-        except httpx.TransportError as error:
+            response = await client.post(_path(operation), data=body, headers=caller.headers, allow_redirects=False)
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise NotNow from error
-        self._note_status(caller, response.status_code)
+        try:
+            self._note_status(caller, response.status)
+        except Refusal:
+            response.close()
+            raise
         return response
 
     # --- steps
@@ -429,6 +465,7 @@ class Gateway:
         """
         started = checked = time.monotonic()
         self._seen(caller.grant.participation_id, False)
+        self.moved(caller, Stage.ANSWERED)  # a node that asks for a message has none
         self._session(caller).working = False
         while True:
             begun = time.monotonic()
@@ -513,22 +550,23 @@ class Gateway:
         headers.pop("content-length", None)
         try:
             client = await self._client(caller, endpoint)
-            response = await client.post(_path(operation), content=body, headers=headers)
-        except httpx.TransportError as error:
+            async with client.post(_path(operation), data=body, headers=headers, allow_redirects=False) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise NotNow from error
-        self._note_status(caller, response.status_code)
-        if response.is_error:
-            raise Refusal(response.status_code, response.text)
-        return response.content
+        self._note_status(caller, response.status)
+        if not response.ok:
+            raise Refusal(response.status, answer.decode("utf-8", errors="replace"))
+        return answer
 
-    async def _client(self, caller: Caller, endpoint: Endpoint) -> httpx.AsyncClient:
+    async def _client(self, caller: Caller, endpoint: Endpoint) -> aiohttp.ClientSession:
         """The one client of this aggregator, whose connections all its nodes share. Raises NotNow after `close`."""
         if endpoint not in self._clients:
             await self._close_clients_of_the_gone()
         if self._closed:
             raise NotNow
         if endpoint not in self._clients:
-            client = endpoint.client(timeout=_TIMEOUT, limits=_LIMITS)
+            client = endpoint.session(timeout=_TIMEOUT)
             self._clients[endpoint] = (caller.grant.project_id, client)
         return self._clients[endpoint][1]
 
@@ -536,14 +574,14 @@ class Gateway:
         """What is still asked there ends as where an aggregator does not answer."""
         gone = [one for one, (project_id, _) in self._clients.items() if one != self._backend.endpoint(project_id)]
         for _, client in [self._clients.pop(endpoint) for endpoint in gone]:
-            await client.aclose()
+            await client.close()
 
     def _note_status(self, caller: Caller, status: int) -> None:
         """What an aggregator's refusal tells. The signature was checked here: its 401 means another node id."""
         session = self._session(caller)
-        if status == httpx.codes.FORBIDDEN:
+        if status == HTTPStatus.FORBIDDEN:
             session.handed = None
-        if status == httpx.codes.UNAUTHORIZED:
+        if status == HTTPStatus.UNAUTHORIZED:
             session.endpoint = None
             raise AnotherNode
 

@@ -9,21 +9,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 from uuid import uuid4
 
-import httpx
+import aiohttp
 from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
 from hub_service.gateway.approved_apps import approved_request
-from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, Refusal
+from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, Refusal, TooMuch
 from hub_service.gateway.upload import Upload
+from hub_service.site_stages import Stage
 
 _SMALL_BODY = 1024**2  # bytes; requests that are read here are envelopes without arrays
 _FLUSH_AT = 1024**2  # bytes
+CHUNK_SIZE = 256 * 1024  # bytes that the server takes from a connection at once; tornado's 64 KiB are slow for a model
 _FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
 _UPLOAD, _DELIVERY = "bulk-push", "bulk-pull"
 _FETCH_APP = "get-fab"
+_PIECE = "push-object"
 _REFUSED = frozenset({"register-node", "unregister-node"})
 
 
@@ -87,7 +90,7 @@ class FleetHandler(RequestHandler):
         if self.operation not in {*_FORWARDED, *self._answers(), _UPLOAD, _DELIVERY}:
             raise Refusal(404, "Flower's Fleet API has no such operation.")
         passed_on = self.operation in {*_FORWARDED, _UPLOAD} - {_FETCH_APP}
-        self.limit = self.gateway.body_limit if passed_on else _SMALL_BODY
+        self.limit = self.gateway.limit_of(self.caller) if passed_on else _SMALL_BODY
         self._check_size(int(self.request.headers.get("Content-Length", 0)))
         # The check above is ours; tornado's own limit would end the connection without a word.
         self._http1().set_max_body_size(self.limit + 1)
@@ -95,11 +98,14 @@ class FleetHandler(RequestHandler):
             self.work = asyncio.ensure_future(self._forward(self.caller))
         elif self.operation == _UPLOAD:
             self.upload = Upload(self.gateway, self.caller, lambda: uuid4().hex)
+            self.gateway.moved(self.caller, Stage.SENDING)
 
     def _http1(self) -> HTTP1Connection:
         return cast(HTTP1Connection, self.request.connection)
 
     def _check_size(self, size: int) -> None:
+        if size > self.limit and self.caller is not None and self.limit == self.caller.grant.largest_message:
+            raise TooMuch(self.limit)
         if size > self.limit:
             raise Refusal(413, f"A request may have {self.limit} bytes here; this one has more.")
 
@@ -107,6 +113,8 @@ class FleetHandler(RequestHandler):
         self.received += len(chunk)
         try:
             self._check_size(self.received)
+            if self.operation == _PIECE and self.caller is not None:
+                self.gateway.count_pushed(self.caller, len(chunk))
             if self.upload is not None:
                 await self.upload.take(chunk)
             elif self.work is not None:
@@ -123,6 +131,7 @@ class FleetHandler(RequestHandler):
         try:
             if self.upload is not None:
                 await self.upload.finish()
+                self.gateway.moved(self.caller, Stage.ANSWERED)
             elif operation in _FORWARDED:
                 await self._finish_forwarded(self.caller)
             elif operation == _DELIVERY:
@@ -143,7 +152,7 @@ class FleetHandler(RequestHandler):
         if self.upload is not None:
             self.upload.break_off()
 
-    async def _forward(self, caller: Caller) -> httpx.Response:
+    async def _forward(self, caller: Caller) -> aiohttp.ClientResponse:
         try:
             body = self.pipe.chunks()
             if self.operation == _FETCH_APP:
@@ -155,14 +164,14 @@ class FleetHandler(RequestHandler):
     async def _finish_forwarded(self, caller: Caller) -> None:
         assert self.work is not None  # noqa: S101 - set in prepare for every forwarded operation
         await self.pipe.put(None)
-        response: httpx.Response = await self.work
+        response: aiohttp.ClientResponse = await self.work
         try:
-            self.set_status(response.status_code)
+            self.set_status(response.status)
             for name in ("Content-Type", "Content-Length"):
                 if name in response.headers:
                     self.set_header(name, response.headers[name])
             unsent = 0
-            async for chunk in response.aiter_raw():
+            async for chunk in response.content.iter_any():
                 self.gateway.count(caller, to_node=len(chunk))
                 self.write(chunk)
                 unsent += len(chunk)
@@ -170,7 +179,7 @@ class FleetHandler(RequestHandler):
                     await self.flush()
                     unsent = 0
         finally:
-            await response.aclose()
+            response.close()
 
     async def _finish_delivery(self, caller: Caller) -> None:
         self.work = asyncio.ensure_future(self.gateway.bulk_pull(caller, bytes(self.body), self._poll_s()))
@@ -187,12 +196,17 @@ class FleetHandler(RequestHandler):
         self.gateway.count(caller, to_node=size)
         self.set_header("Content-Type", MEDIA_TYPE)
         self.set_header("Content-Length", str(size))
-        self.set_header(FLEET_BODY_LIMIT_HEADER, str(self.gateway.body_limit))
+        self.set_header(FLEET_BODY_LIMIT_HEADER, str(self.gateway.limit_of(caller)))
         self.write(delivery.head)
         for file in delivery.files:
+            if size <= _SMALL_BODY:
+                # A thread for each file, and a packet for each piece, would cost more than they do.
+                self.write(file.read())
+                continue
             while piece := await asyncio.to_thread(file.read, _FLUSH_AT):
                 self.write(piece)
                 await self.flush()
+        self.gateway.moved(caller, Stage.COMPUTING)
 
     async def _finish_answered(self, caller: Caller) -> None:
         answer = self._answers()[self.operation]

@@ -31,7 +31,9 @@ class Upload:
         self._caller = caller
         self._new_name = new_name
         self._envelope: bytes | None = None
-        self._waiting = bytearray()  # not written yet
+        self._beginning = bytearray()  # until the envelope is whole
+        self._waiting: list[bytes] = []  # not written yet; never joined, which would copy a model
+        self._waiting_size = 0
         self._name = ""
         self._folder = Path()
         self._file: BinaryIO | None = None
@@ -42,11 +44,13 @@ class Upload:
         """The rest of what is refused goes nowhere: who is answered before all is sent loses the answer."""
         if self._refusal is not None:
             return
-        self._waiting += chunk
         try:
             if self._envelope is None:
+                self._beginning += chunk
                 self._read_envelope()
-            elif len(self._waiting) >= _PIECE:
+                return
+            self._hold(chunk)
+            if self._waiting_size >= _PIECE:
                 await self._write()
         except Refusal as refusal:
             self._refusal = refusal
@@ -59,7 +63,7 @@ class Upload:
                 raise self._refusal
             if self._envelope is None:
                 raise Refusal(400, "The body ends within its first part.")
-            if self._waiting:
+            if self._waiting_size:
                 await self._write()
             if self._file is not None:
                 self._file.close()
@@ -86,27 +90,33 @@ class Upload:
 
     def _read_envelope(self) -> None:
         try:
-            found = first_part(self._waiting, ENVELOPE_LIMIT)
+            found = first_part(self._beginning, ENVELOPE_LIMIT)
             if found is None:
                 return
             self._envelope, end = found
             request = PushMessagesRequest.FromString(self._envelope)
         except (BadFrame, DecodeError) as error:
             raise Refusal(400, f"The body is not what this path takes: {error}") from error
-        del self._waiting[:end]
+        self._hold(bytes(memoryview(self._beginning)[end:]))
+        self._beginning = bytearray()
         if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
             raise Refusal(400, "A node answers in its own name only.")
 
+    def _hold(self, chunk: bytes) -> None:
+        self._waiting.append(chunk)
+        self._waiting_size += len(chunk)
+
     async def _write(self) -> None:
-        piece, self._waiting = self._waiting, bytearray()
+        pieces, self._waiting = self._waiting, []
+        size, self._waiting_size = self._waiting_size, 0
         try:
             if self._file is None:
                 self._folder, self._name = self._gateway.mail_of(self._caller), self._new_name()
                 self._file = create_mail(self._folder, self._name)
-            if len(piece) < _PIECE:
-                self._file.write(piece)
+            if size < _PIECE:
+                self._file.writelines(pieces)
             else:
-                await asyncio.to_thread(self._file.write, piece)
+                await asyncio.to_thread(self._file.writelines, pieces)
         except NoSuchMail as error:
             raise NoRun from error
         except OSError as error:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
-from federator.contract import Site
+from federator.contract import Conditions, Site, SiteApprovals
 
+from hub_service.aggregators.serverapp_log import LogPiece, no_log
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog
 from hub_service.changes import Changes, project_topic, user_topic
 from hub_service.consent import Consent
-from hub_service.domain import policy
+from hub_service.domain import notices, policy
 from hub_service.domain.clock import Clock, NewId
 from hub_service.domain.directory import HubDirectory
 from hub_service.domain.errors import Forbidden, NotFound
+from hub_service.domain.notices import Tell, tell_nobody
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import AppVersion, Member, Participation, Principal, Project
 from hub_service.domain.runs import Run
 from hub_service.operations.builder import AppBuilder
 from hub_service.presence import Presence
+from hub_service.results.signing import SigningKey
+from hub_service.site_stages import SiteStages
 from hub_service.store.base import Store
 from hub_service.views import Views
 
@@ -38,6 +42,10 @@ class Operations:
         clock: Clock,
         new_id: NewId,
         admin_contact: str = "the Hub's administrator",
+        serverapp_log: Callable[[str, str, int], Awaitable[LogPiece]] = no_log,
+        tell: Tell = tell_nobody,
+        signing_key: SigningKey | None = None,
+        aggregator_image: str = "",
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -48,9 +56,14 @@ class Operations:
         self._clock = clock
         self._new_id = new_id
         self._admin_contact = admin_contact
+        self._tell = tell
+        self._signing_key = signing_key or SigningKey.new()
+        self._aggregator_image = aggregator_image
+        self._serverapp_log = serverapp_log
         self._audit = AuditLog(store, clock)
         self._consent = Consent(store, clock)
         self._presence = Presence(clock)
+        self._stages = SiteStages(clock)
         self._views = Views(store, sites, self._consent, self._presence)
 
     def my_site(self, principal: Principal) -> Site:
@@ -97,6 +110,28 @@ class Operations:
             if version.fab_hash == fab_hash:
                 return version
         raise NotFound("The project has no such app version.", "See the project's list of versions.")
+
+    def _site_approvals(self, participation: Participation) -> SiteApprovals:
+        """What may run on the participation's dataset now, and up to which limits."""
+        approved = self._consent.approved_hashes(participation)
+        conditions = {one: self._consent.conditions(participation, one) for one in approved}
+        limited = {one: limits for one, limits in conditions.items() if limits != Conditions()}
+        return SiteApprovals(participation.id, approved, limited)
+
+    def _tell_of(self, participation: Participation, fab_hash: str) -> None:
+        """Tell of an app version at a participation, as it stands now: its site's stewards, or those who asked."""
+        project = self._store.project(participation.project_id)
+        if project is None:
+            return
+        version = self._version(project.id, fab_hash)
+        request = self._views.approval_request(
+            project, version, participation.site, participation.dataset, participation.user
+        )
+        title = self._views.site_title(participation.site)
+        if request.state.asks:
+            self._tell(notices.approval_asked(request, title))
+        else:
+            self._tell(notices.approval_decided(request, title))
 
     def _announce_members(self, project_id: str) -> None:
         """Tell the project's page and every participant's notebook server: what they must run may have changed."""

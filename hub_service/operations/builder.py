@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from federator.contract import Cell, SourceFile
+from federator.contract import Cell, DeclaredOutput, SourceFile
 
 
 class BuiltApp(Protocol):
@@ -26,9 +26,20 @@ class BuiltApp(Protocol):
     @property
     def imports(self) -> tuple[str, ...]: ...
     @property
-    def config(self) -> Mapping[str, object]: ...
+    def config(self) -> Mapping[str, str | int | float | bool]: ...
+    @property
+    def dependencies(self) -> tuple[str, ...]: ...
+    @property
+    def outputs(self) -> tuple[DeclaredOutput, ...]: ...
+    @property
+    def private_cells(self) -> tuple[int, ...]: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
 
 class AppBuilder(Protocol):
-    def build(self, filename: str, content: bytes) -> BuiltApp:
-        """Build a notebook, or check an uploaded app. Raises Invalid or TooLarge with what is wrong and where."""
+    def build(self, filename: str, content: bytes, at_sites: frozenset[str] = frozenset()) -> BuiltApp:
+        """Build a notebook, or check an uploaded app. Raises Invalid or TooLarge with what is wrong and where.
+
+        `at_sites` are modules that some site has reported.
+        """

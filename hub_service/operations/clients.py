@@ -13,6 +13,7 @@ from hub_service.domain.projects import NodeGrant, Participation, Principal
 from hub_service.domain.sites import runs_supernode
 from hub_service.operations.base import Operations
 from hub_service.presence import CONNECTED_STATES
+from hub_service.site_stages import Stage
 
 LONGEST_DETAIL = 1000
 
@@ -48,13 +49,15 @@ class ClientOperations(Operations):
         participation = self._store.participation(participation_id)
         participation = policy.require_own_client(principal, participation, self._site_of(participation))
         if state in CONNECTED_STATES:
-            self._presence.seen(participation.id)
-        self._put_client(participation, state, detail.strip()[:LONGEST_DETAIL])
+            self._note_connected(participation, working=state is ClientState.WORKING)
+        elif state is not ClientState.STARTING or not self._presence.is_connected(participation.id):
+            # A client that starts says so before its node's first poll: told after it, it comes late.
+            self._put_client(participation, state, detail.strip()[:LONGEST_DETAIL])
 
     def site_approvals(self, principal: Principal, participation_id: str) -> SiteApprovals:
         """What may run on the participation's dataset now."""
         participation = policy.require_own_participation(principal, self._store.participation(participation_id))
-        return SiteApprovals(participation.id, self._consent.approved_hashes(participation))
+        return self._site_approvals(participation)
 
     def approved_app(self, principal: Principal, participation_id: str, fab_hash: str) -> bytes:
         """The FAB of an app version, for the client that runs it.
@@ -79,18 +82,25 @@ class ClientOperations(Operations):
         if participation is None or not approved:
             return None
         fab_hashes = frozenset(approved) if runs_supernode(self._site_of(participation)) else None
-        return NodeGrant(participation.id, participation.project_id, participation.node_id, fab_hashes)
+        largest = self._largest_message(participation)
+        return NodeGrant(participation.id, participation.project_id, participation.node_id, fab_hashes, largest)
+
+    def _largest_message(self, participation: Participation) -> int | None:
+        """What the approval of the version that runs, or ran last, lets out of the site in one message."""
+        runs = self._store.runs(participation.project_id)
+        return self._consent.conditions(participation, runs[-1].fab_hash).largest_message if runs else None
 
     def node_seen(self, participation_id: str, working: bool) -> None:
         """A node's poll arrived, or work was handed to it."""
         participation = self._store.participation(participation_id)
         if participation is None or not participation.active or participation.public_key is None:
             return  # its right ended while it was being answered
-        was_connected = self._presence.state(participation) in CONNECTED_STATES
-        self._presence.seen(participation_id)
-        state = ClientState.WORKING if working else ClientState.READY
-        if not was_connected or participation.client is not state:
-            self._store.put_participation(replace(participation, client=state, client_detail=""))
+        self._note_connected(participation, working)
+
+    def node_moved(self, participation_id: str, stage: Stage) -> None:
+        """A message to the node, or its answer, has come as far as this."""
+        participation = self._store.participation(participation_id)
+        if participation is not None and self._stages.moved(participation_id, stage):
             self._changes.announce(project_topic(participation.project_id))
 
     def node_cut_off(self, participation_id: str) -> None:
@@ -103,6 +113,17 @@ class ClientOperations(Operations):
             participation = self._store.participation(participation_id)
             if participation is not None and participation.client in CONNECTED_STATES:
                 self._put_client(participation, ClientState.OFFLINE, "")
+
+    def _note_connected(self, participation: Participation, working: bool) -> None:
+        """The store learns of it once; whether the client works changes with each message."""
+        before = self._presence.state(participation)
+        self._presence.seen(participation.id)
+        self._presence.works(participation.id, working)
+        if participation.client is not ClientState.READY:
+            participation = replace(participation, client=ClientState.READY, client_detail="")
+            self._store.put_participation(participation)
+        if self._presence.state(participation) is not before:
+            self._changes.announce(project_topic(participation.project_id))
 
     def _put_client(self, participation: Participation, state: ClientState, detail: str) -> None:
         if (participation.client, participation.client_detail) == (state, detail):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from federator.contract import ClientState, MemberState, Participant, Site
+from federator.contract import ApprovalState, ClientState, MemberState, Participant, Site
 
 from hub_service.audit import Decision
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic
-from hub_service.domain import policy
+from hub_service.domain import notices, policy
 from hub_service.domain.errors import Conflict, Invalid
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import Member, Participation, Principal, Project
@@ -39,6 +39,7 @@ class MemberOperations(Operations):
             self._store.put_member(member)
             self._audit.note(principal.name, Decision.INVITED, project.id, user=user)
         self._changes.announce(project_topic(project.id), user_topic(user))
+        self._tell(notices.invited(project, user, principal.name))
         return self._views.participant(project, member)
 
     def _refuse_second_invitation(self, project_id: str, user: str) -> None:
@@ -76,12 +77,33 @@ class MemberOperations(Operations):
             client_detail="",
             joined_at=self._clock(),
         )
+        lapsed_before = self._lapsed(project.id)
         with self._store.transaction():
             self._store.put_member(member)
             self._store.put_participation(participation)
             self._audit.note(principal.name, Decision.JOINED, project.id, site=site.slug, dataset=dataset)
-        self._changes.announce(project_topic(project.id), user_topic(principal.name))
+        # Approvals that name the members may have lapsed: those sites' nodes and servers must hear of it.
+        self._changes.announce(user_topic(principal.name), RUNS_TOPIC)
+        self._announce_members(project.id)
+        self._ask_stewards(project.id, participation, self._lapsed(project.id) - lapsed_before)
         return self._views.participant(project, member)
+
+    def _lapsed(self, project_id: str) -> frozenset[str]:
+        """Ids of the participations at which the newest version was approved for other members."""
+        versions = self._store.app_versions(project_id)
+        return frozenset(
+            one.id
+            for one in self._store.participations(project_id)
+            if one.active and versions and self._consent.state(one, versions[-1].fab_hash) is ApprovalState.LAPSED
+        )
+
+    def _ask_stewards(self, project_id: str, joined: Participation, lapsed: frozenset[str]) -> None:
+        """Tell the stewards whom somebody's joining asks for a decision on the newest version."""
+        versions = self._store.app_versions(project_id)
+        for one in self._store.participations(project_id):
+            concerned = one.active and (one.id in lapsed or one.id == joined.id)
+            if versions and concerned and self._consent.state(one, versions[-1].fab_hash).asks:
+                self._tell_of(one, versions[-1].fab_hash)
 
     def _check_joinable(self, project_id: str, user: str, site: Site, dataset: str) -> None:
         if dataset not in {one.name for one in site.datasets}:
@@ -124,4 +146,5 @@ class MemberOperations(Operations):
                     self._presence.forget(one.id)
                     self._store.put_participation(replace(one, active=False, client=ClientState.OFFLINE))
             self._audit.note(actor, decision, project.id, user=membership.user)
-        self._changes.announce(project_topic(project.id), user_topic(membership.user), RUNS_TOPIC)
+        self._changes.announce(user_topic(membership.user), RUNS_TOPIC)
+        self._announce_members(project.id)

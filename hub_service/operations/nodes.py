@@ -39,8 +39,9 @@ class NodeOperations(Operations):
             registered = replace(
                 participation, public_key=key, node_id=None, key_by=principal.name, key_at=self._clock()
             )
+            self._presence.forget(participation.id)  # whatever was heard was the last node's
             self._put_node(principal, Decision.NODE_REGISTERED, registered, key)
-        return SiteApprovals(participation.id, self._consent.approved_hashes(participation))
+        return self._site_approvals(participation)
 
     def remove_node(self, principal: Principal, participation_id: str) -> None:
         """Remove the key of a site's SuperNode; the node is refused at once.
@@ -58,6 +59,7 @@ class NodeOperations(Operations):
     def _without_node(self, participation: Participation) -> Participation:
         """Nothing was heard of the next node yet, whatever the last one did."""
         self._presence.forget(participation.id)
+        self._stages.forget(participation.id)
         return replace(participation, client=ClientState.OFFLINE, client_detail="")
 
     def _put_node(self, principal: Principal, decision: Decision, participation: Participation, key: bytes) -> None:

@@ -12,13 +12,13 @@ from hub_service.domain import policy
 from hub_service.domain.errors import Conflict, Invalid
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import AppVersion, Member, Principal, Project
-from hub_service.operations.base import Operations
+from hub_service.operations.previews import PreviewOperations
 
 LONGEST_NAME = 80
 LONGEST_DESCRIPTION = 4000
 
 
-class ProjectOperations(Operations):
+class ProjectOperations(PreviewOperations):
     """Create, show, and add app versions."""
 
     def create_project(self, principal: Principal, name: str, description: str) -> ProjectSummary:
@@ -45,7 +45,7 @@ class ProjectOperations(Operations):
         Raises Invalid or TooLarge for content that cannot be used, Conflict for a version that is there already.
         """
         project, _, _ = self._enter(principal, Action.ADD_APP, project_id)
-        built = self._builder.build(filename, content)
+        built = self._build(filename, content)
         versions = self._store.app_versions(project.id)
         for version in versions:
             if version.fab_hash == built.fab_hash:
@@ -71,6 +71,9 @@ class ProjectOperations(Operations):
             self._store.put_app_version(version)
             self._audit.note(principal.name, Decision.APP_ADDED, project.id, fab=fab_hash, version=str(version.number))
         self._announce_members(project.id)
+        for participation in self._store.participations(project.id):
+            if participation.active:
+                self._tell_of(participation, fab_hash)
         return views.app_version(version)
 
     def app_review(self, principal: Principal, project_id: str, fab_hash: str) -> AppReview:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hub_service.domain.approvals import Approval
+from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import Run, RunEvent
 
@@ -93,6 +94,10 @@ class Store(ABC):
     @abstractmethod
     def approvals(self, project_id: str) -> Sequence[Approval]: ...
 
+    @abstractmethod
+    def approvals_ending(self, after: datetime, until: datetime) -> Sequence[Approval]:
+        """Approvals, of any project, that expire after the one time and not after the other."""
+
     # runs (key: id) and their events, in order of arrival
     @abstractmethod
     def put_run(self, run: Run) -> None: ...
@@ -116,12 +121,26 @@ class Store(ABC):
     @abstractmethod
     def event_count(self, run_id: str) -> int: ...
 
+    # what the sites' notebook servers have (key: site)
+    @abstractmethod
+    def put_site_packages(self, packages: SitePackages) -> None: ...
+
+    @abstractmethod
+    def site_packages(self, site: str) -> SitePackages | None: ...
+
+    @abstractmethod
+    def all_site_packages(self) -> Sequence[SitePackages]: ...
+
     # audit
     @abstractmethod
     def add_audit_line(self, line: AuditLine) -> None: ...
 
     @abstractmethod
     def last_audit_line(self) -> AuditLine | None: ...
+
+    @abstractmethod
+    def audit_lines_of(self, project_id: str) -> Sequence[AuditLine]:
+        """Oldest first."""
 
     @abstractmethod
     def audit_lines(self) -> Sequence[AuditLine]: ...

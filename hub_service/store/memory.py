@@ -6,8 +6,12 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+
+from federator.contract import ApprovalState
 
 from hub_service.domain.approvals import Approval
+from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import Run, RunEvent
 from hub_service.store.base import AuditLine, Store
@@ -24,6 +28,7 @@ class _Tables:
     approvals: dict[tuple[str, str, str, str], Approval] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     events: dict[str, list[RunEvent]] = field(default_factory=dict)
+    site_packages: dict[str, SitePackages] = field(default_factory=dict)
     audit_lines: list[AuditLine] = field(default_factory=list)
 
 
@@ -98,6 +103,13 @@ class MemoryStore(Store):
     def approvals(self, project_id: str) -> Sequence[Approval]:
         return [approval for approval in self._tables.approvals.values() if approval.project_id == project_id]
 
+    def approvals_ending(self, after: datetime, until: datetime) -> Sequence[Approval]:
+        return [
+            one
+            for one in self._tables.approvals.values()
+            if one.state is ApprovalState.APPROVED and one.expires_at is not None and after < one.expires_at <= until
+        ]
+
     def put_run(self, run: Run) -> None:
         self._tables.runs[run.id] = copy.deepcopy(run)
 
@@ -119,11 +131,23 @@ class MemoryStore(Store):
     def event_count(self, run_id: str) -> int:
         return len(self._tables.events.get(run_id, ()))
 
+    def put_site_packages(self, packages: SitePackages) -> None:
+        self._tables.site_packages[packages.site] = copy.deepcopy(packages)
+
+    def site_packages(self, site: str) -> SitePackages | None:
+        return self._tables.site_packages.get(site)
+
+    def all_site_packages(self) -> Sequence[SitePackages]:
+        return list(self._tables.site_packages.values())
+
     def add_audit_line(self, line: AuditLine) -> None:
         self._tables.audit_lines.append(line)
 
     def last_audit_line(self) -> AuditLine | None:
         return self._tables.audit_lines[-1] if self._tables.audit_lines else None
+
+    def audit_lines_of(self, project_id: str) -> Sequence[AuditLine]:
+        return [line for line in self._tables.audit_lines if line.project_id == project_id]
 
     def audit_lines(self) -> Sequence[AuditLine]:
         return tuple(self._tables.audit_lines)

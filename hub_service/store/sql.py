@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, TypeVar
 
-from federator.contract import ApprovalState, Cell, ClientState, MemberState, RunStatus, SourceFile
+from federator.contract import (
+    ApprovalState,
+    Cell,
+    ClientState,
+    Conditions,
+    MemberState,
+    ModelFile,
+    RunStatus,
+    SourceFile,
+)
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -25,6 +35,7 @@ from sqlalchemy.exc import DatabaseError
 
 from hub_service.domain.approvals import Approval
 from hub_service.domain.errors import Unavailable
+from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.store import tables
@@ -41,6 +52,7 @@ _KEYS: Mapping[Table, Sequence[str]] = {
     tables.participations: ["id"],
     tables.approvals: ["project_id", "fab_hash", "site", "dataset"],
     tables.runs: ["id"],
+    tables.site_packages: ["site"],
 }
 _LOOKUPS_KEPT = 500  # of a table
 _LARGE_LOOKUPS_KEPT = 50  # of app versions, which hold their whole source, and of runs' events
@@ -202,6 +214,10 @@ class SqlStore(Store):
     def approvals(self, project_id: str) -> Sequence[Approval]:
         return self._all(tables.approvals, _approval, project_id=project_id)
 
+    def approvals_ending(self, after: datetime, until: datetime) -> Sequence[Approval]:
+        ends, state = tables.approvals.c.expires_at, tables.approvals.c.state
+        return self._read(tables.approvals, _approval, state == ApprovalState.APPROVED, ends > after, ends <= until)
+
     # --- runs
 
     def put_run(self, run: Run) -> None:
@@ -232,6 +248,17 @@ class SqlStore(Store):
         with self.transaction():
             return self._connection.execute(query).scalar_one()
 
+    # --- what the sites' notebook servers have
+
+    def put_site_packages(self, packages: SitePackages) -> None:
+        self._put(tables.site_packages, asdict(packages))
+
+    def site_packages(self, site: str) -> SitePackages | None:
+        return self._first(tables.site_packages, _site_packages, site=site)
+
+    def all_site_packages(self) -> Sequence[SitePackages]:
+        return self._all(tables.site_packages, _site_packages)
+
     # --- audit
 
     def add_audit_line(self, line: AuditLine) -> None:
@@ -243,6 +270,10 @@ class SqlStore(Store):
         with self.transaction():
             row = self._connection.execute(query).mappings().one_or_none()
         return None if row is None else AuditLine(**row)
+
+    def audit_lines_of(self, project_id: str) -> Sequence[AuditLine]:
+        wanted = tables.audit_lines.c.project_id == project_id
+        return self._read(tables.audit_lines, lambda row: AuditLine(**row), wanted)
 
     def audit_lines(self) -> Sequence[AuditLine]:
         return self._read(tables.audit_lines, lambda row: AuditLine(**row))
@@ -294,11 +325,25 @@ def _participation(row: Row) -> Participation:
 
 
 def _approval(row: Row) -> Approval:
-    return Approval(**{**_without_place(row), "state": ApprovalState(row["state"])})
+    limits = row["conditions"]
+    members = None if limits["members"] is None else tuple(limits["members"])
+    conditions = Conditions(**{**limits, "members": members})
+    return Approval(**{**_without_place(row), "state": ApprovalState(row["state"]), "conditions": conditions})
 
 
 def _run(row: Row) -> Run:
-    return Run(**{**_without_place(row), "target": RunTarget(row["target"]), "status": RunStatus(row["status"])})
+    return Run(
+        **{
+            **_without_place(row),
+            "target": RunTarget(row["target"]),
+            "status": RunStatus(row["status"]),
+            "models": tuple(ModelFile(**model) for model in row["models"]),
+        }
+    )
+
+
+def _site_packages(row: Row) -> SitePackages:
+    return SitePackages(**{**_without_place(row), "modules": tuple(row["modules"])})
 
 
 def _run_event(row: Row) -> RunEvent:

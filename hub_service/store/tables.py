@@ -132,6 +132,8 @@ approvals = Table(
     Column("reason", Text, nullable=False),
     Column("decided_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=True),
+    Column("conditions", JSON, nullable=False),
+    Column("first_steward", Text, nullable=False),
     UniqueConstraint("project_id", "fab_hash", "site", "dataset"),
 )
 
@@ -158,6 +160,8 @@ runs = Table(
     Column("model_round", Integer, nullable=False),
     Column("round", Integer, nullable=False),
     Column("nodes", JSON, nullable=False),
+    Column("seed", Integer, nullable=True),
+    Column("models", JSON, nullable=False),
     UniqueConstraint("project_id", "number"),
 )
 
@@ -178,6 +182,18 @@ run_events = Table(
     Column("seconds", Float, nullable=False),
     Column("size", Integer, nullable=False),
     Column("text", Text, nullable=False),
+    Column("counts", JSON, nullable=False),
+)
+
+site_packages = Table(
+    "site_packages",
+    metadata,
+    _place(),
+    Column("site", Text, nullable=False, unique=True),
+    Column("distributions", JSON, nullable=False),
+    Column("modules", JSON, nullable=False),
+    Column("reported_by", Text, nullable=False),
+    Column("reported_at", UtcDateTime, nullable=False),
 )
 
 audit_lines = Table(
@@ -187,7 +203,7 @@ audit_lines = Table(
     Column("at", UtcDateTime, nullable=False),
     Column("actor", Text, nullable=False),
     Column("action", String(32), nullable=False),
-    Column("project_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False, index=True),
     Column("detail", JSON, nullable=False),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),

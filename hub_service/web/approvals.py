@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federator.contract import ApprovalRequest, ApprovalState, Route
+from federator.contract import ApprovalRequest, ApprovalState, Conditions, PastDecision, Route
 
 from hub_service.web.base import ApiHandler
 from hub_service.web.schema import Decision
@@ -23,8 +23,14 @@ class ApprovalsHandler(ApiHandler):
             ApprovalState(decision.state),
             decision.reason,
             decision.expires_at,
+            Conditions(decision.most_rounds, decision.largest_message, decision.members),
         )
         self.answer(ApprovalRequest, request)
 
 
-ROUTES = ((Route.APPROVALS, ApprovalsHandler),)
+class DecisionsHandler(ApiHandler):
+    def get(self, site: str, project_id: str) -> None:
+        self.answer(tuple[PastDecision, ...], self.parts.coordinator.decisions(self.principal, project_id, site))
+
+
+ROUTES = ((Route.APPROVALS, ApprovalsHandler), (Route.DECISIONS, DecisionsHandler))

@@ -150,11 +150,13 @@ class NoSuchApi(ApiHandler):
 
 @stream_request_body
 class Upload(RequestHandler):
-    """Takes a body of up to MAX_UPLOAD bytes and holds no more of it in memory, whatever is sent.
+    """Takes a body of up to `most_bytes` and holds no more of it in memory, whatever is sent.
 
     Put first among a handler's bases. Who asks is found out once the body is there: a form's XSRF token is in it, and a
     sender who is refused while still sending sees a broken connection instead of the reason.
     """
+
+    most_bytes = MAX_UPLOAD
 
     async def prepare(self) -> None:
         if self.request.method in ("GET", "HEAD"):
@@ -167,7 +169,7 @@ class Upload(RequestHandler):
     def data_received(self, chunk: bytes) -> None:
         """Called by tornado for each piece of the body."""
         self._sent += len(chunk)
-        if self._sent > MAX_UPLOAD:
+        if self._sent > self.most_bytes:
             self._content.clear()
         else:
             self._content += chunk
@@ -180,7 +182,7 @@ class Upload(RequestHandler):
         content = bytes(self._content)
         self.read_arguments(content)
         await self._identify()
-        if self._sent > MAX_UPLOAD:
+        if self._sent > self.most_bytes:
             raise TooLarge(
                 f"The file has more than {MAX_UPLOAD >> 20} MB.",
                 "Clear the notebook's outputs and leave data and weights out, then upload it again.",

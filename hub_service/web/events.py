@@ -48,19 +48,19 @@ class EventStream(ApiHandler):
         Args:
             shown: everything that the viewer could be shown now; what was sent before is left out.
         """
-        run_id = self.get_query_argument("run", "")
+        chosen = self.get_query_argument("run", ""), self.get_query_argument("metric", "")
         topic = self.parts.coordinator.watch_topic(self.principal, project_id)
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
         self._sent: dict[str, str] = {}
         try:
             with self.parts.changes.followed():
-                await self._send_changes(topic, project_id, run_id, shown)
+                await self._send_changes(topic, project_id, chosen, shown)
         except StreamClosedError:
             return  # the viewer has gone
 
     async def _send_changes(
-        self, topic: str, project_id: str, run_id: str, shown: Callable[[ProjectView], Iterable[Event]]
+        self, topic: str, project_id: str, chosen: tuple[str, str], shown: Callable[[ProjectView], Iterable[Event]]
     ) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + LONGEST_STREAM_S
@@ -68,7 +68,7 @@ class EventStream(ApiHandler):
             seen = self.parts.changes.revision(topic)
             begun = loop.time()
             try:
-                view = project_view(self.parts.coordinator, self.principal, project_id, run_id)
+                view = project_view(self.parts.coordinator, self.principal, project_id, *chosen)
             except FederationError:
                 if not self._sent:
                     raise
@@ -106,7 +106,7 @@ class EventStream(ApiHandler):
 
 
 class ApiEvents(EventStream):
-    """`project`: a ProjectDetail; `run`: the RunDetail of its newest run; `figure`: that run's curve for Plotly."""
+    """`project`: a ProjectDetail; `run`: the newest RunDetail, or that of `run=`; `figure`: its curve for Plotly."""
 
     async def get(self, project_id: str) -> None:
         await self.follow(project_id, self._shown)

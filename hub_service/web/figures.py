@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from math import isfinite, nan
 from typing import Any
 
-from federator.contract import Metrics, Participant, RunDetail, Score
+from federator.contract import MetricChoice, Metrics, Participant, Round, RunDetail, RunFigures, SiteRound
+
+from hub_service.results.metrics import EXAMPLES, main_metric
 
 FEDERATED = "federated"
 ALL_SITES = ""
 
-# What people want to see first, where an app reports several metrics.
-_PREFERRED = ("accuracy", "balanced-accuracy", "balanced_accuracy", "auc", "f1", "dice")
-_COUNTS = "num-examples"
 # Sites differ by colour, by dash and by marker. The colours are told apart by colour-blind people (Okabe and Ito) and
 # stand out on white and on the Hub's dark ground.
 _COLOURS = ("#3a8fd0", "#009e73", "#cc79a7", "#b59b00", "#56b4e9", "#d55e00")
@@ -22,22 +21,16 @@ _DASHES = ("dot", "dash", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 _AGGREGATE_COLOUR = "#f37524"
 _TOGETHER_STYLE = {"line": {"color": _AGGREGATE_COLOUR, "width": 4}, "marker": {"size": 8}}
+_MB = 1e6  # bytes
+# What the curves can show, in the order in which it is offered.
+_GROUPS = {"evaluate": "On the sites' test data", "train": "In training"}
+_WORK_CHOICES = (
+    MetricChoice("work/seconds", "Seconds of work", "The sites' work"),
+    MetricChoice("work/bytes-in", "MB sent to the site", "The sites' work"),
+    MetricChoice("work/bytes-out", "MB sent by the site", "The sites' work"),
+)
 _GREY = "#868e96"
 _GRID = "rgba(134, 142, 150, 0.25)"
-
-
-def is_loss(metric: str) -> bool:
-    """Whether less is better."""
-    return any(part in metric.lower() for part in ("loss", "error", "mse", "mae"))
-
-
-def main_metric(measured: Iterable[Metrics]) -> str | None:
-    """The one metric to show, of all that an app reported."""
-    names = dict.fromkeys(name for metrics in measured for name in metrics if name != _COUNTS)
-    for name in _PREFERRED:
-        if name in names:
-            return name
-    return min(names, key=is_loss, default=None)
 
 
 def site_titles(participants: Iterable[Participant], names: Iterable[str]) -> dict[str, str]:
@@ -51,29 +44,89 @@ def site_titles(participants: Iterable[Participant], names: Iterable[str]) -> di
     return named
 
 
-def run_figure(run: RunDetail, titles: Mapping[str, str]) -> dict[str, Any] | None:
-    """Each site's curve and that of all together, round by round, on the sites' test data. None before the first value.
+def run_figures(run: RunDetail, titles: Mapping[str, str], asked: str = "") -> RunFigures:
+    """The curves of one metric, and what else there is to choose.
 
-    The figure is plain data of Plotly's schema, for `Plotly.react` and for `plotly.graph_objects.Figure` alike.
+    Args:
+        asked: a key, or the name of one of the app's metrics; "" for the main one, which is also shown for what the
+            run does not have, or not yet.
     """
-    metric = main_metric(one.evaluate for round_ in run.rounds for one in round_.sites)
-    if metric is None:
-        return None
+    choices = _choices(run)
+    key = _chosen([one.key for one in choices], asked) or _main_key(run)
+    if not key:
+        return RunFigures("", choices)
+    figure = _curves(run, titles, next(one for one in choices if one.key == key))
+    figure["layout"]["meta"] = {"metric": key, "metrics": [astuple(one) for one in choices]}
+    return RunFigures(key, choices, figure)
+
+
+def _choices(run: RunDetail) -> tuple[MetricChoice, ...]:
+    found = [
+        MetricChoice(f"{kind}/{name}", metric_title(name), group)
+        for kind, group in _GROUPS.items()
+        for name in dict.fromkeys(name for one in _site_rounds(run) for name in _metrics(one, kind))
+        if name != EXAMPLES
+    ]
+    return (*found, *_WORK_CHOICES) if run.rounds else ()
+
+
+def _chosen(keys: Sequence[str], asked: str) -> str:
+    """The key that was asked for by itself or by a metric's name; "" where there is none."""
+    return next((key for key in (asked, *(f"{kind}/{asked}" for kind in _GROUPS)) if key in keys), "")
+
+
+def _main_key(run: RunDetail) -> str:
+    """What the sites' test data say; where the app does not evaluate, which a second round shows, how training goes."""
+    for kind in _GROUPS if len(run.rounds) > 1 or run.summary.status.is_final else ("evaluate",):
+        name = main_metric(_metrics(one, kind) for one in _site_rounds(run))
+        if name is not None:
+            return f"{kind}/{name}"
+    return ""
+
+
+def _site_rounds(run: RunDetail) -> Iterator[SiteRound]:
+    return (one for round_ in run.rounds for one in round_.sites)
+
+
+def _metrics(one: SiteRound | Round, kind: str) -> Metrics:
+    """What a site, or all sites together, reported or did in a round."""
+    if kind == "work":
+        return {} if isinstance(one, Round) or one.error else _work(one)
+    return one.evaluate if kind == "evaluate" else one.train
+
+
+def _work(one: SiteRound) -> Metrics:
+    return {"seconds": one.seconds, "bytes-in": one.bytes_in / _MB, "bytes-out": one.bytes_out / _MB}
+
+
+def run_figure(run: RunDetail, titles: Mapping[str, str], asked: str = "") -> dict[str, Any] | None:
+    """Each site's curve and that of all together, round by round. None before the first value.
+
+    The figure is plain data of Plotly's schema, for `Plotly.react` and for `plotly.graph_objects.Figure` alike. What
+    else could be chosen stands in `layout.meta`.
+    """
+    return run_figures(run, titles, asked).figure
+
+
+def _curves(run: RunDetail, titles: Mapping[str, str], choice: MetricChoice) -> dict[str, Any]:
+    kind, _, name = choice.key.partition("/")
     traces = [
-        _trace(titles.get(site, site), _site_points(run, site, metric), _site_style(place))
+        _trace(titles.get(site, site), _site_points(run, site, kind, name), _site_style(place))
         for place, site in enumerate(run.sites)
     ]
-    together = [(one.number, one.evaluate[metric]) for one in run.rounds if _has(one.evaluate, metric)]
-    traces.append(_trace("All sites", together, _TOGETHER_STYLE))
-    return {"data": traces, "layout": _layout(metric, run.summary.rounds)}
+    together = [(one.number, _metrics(one, kind)[name]) for one in run.rounds if _has(_metrics(one, kind), name)]
+    if kind != "work":
+        traces.append(_trace("All sites", together, _TOGETHER_STYLE))
+    title = f"{choice.title} in training" if kind == "train" else choice.title
+    return {"data": traces, "layout": _layout(title, run.summary.rounds)}
 
 
-def _site_points(run: RunDetail, site: str, metric: str) -> list[tuple[int, float]]:
+def _site_points(run: RunDetail, site: str, kind: str, name: str) -> list[tuple[int, float]]:
     return [
-        (round_.number, one.evaluate[metric])
+        (round_.number, _metrics(one, kind)[name])
         for round_ in run.rounds
         for one in round_.sites
-        if one.site == site and _has(one.evaluate, metric)
+        if one.site == site and _has(_metrics(one, kind), name)
     ]
 
 
@@ -93,7 +146,7 @@ def _site_style(place: int) -> dict[str, Any]:
 def _trace(name: str, points: Sequence[tuple[int, float]], style: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "scatter",
-        "name": _without_markup(name),
+        "name": without_markup(name),
         "x": [number for number, _ in points],
         "y": [value for _, value in points],
         "mode": "lines+markers",
@@ -102,7 +155,7 @@ def _trace(name: str, points: Sequence[tuple[int, float]], style: Mapping[str, A
     }
 
 
-def _layout(metric: str, rounds: int) -> dict[str, Any]:
+def _layout(title: str, rounds: int) -> dict[str, Any]:
     return {
         "margin": {"l": 56, "r": 12, "t": 8, "b": 44},
         "height": 340,
@@ -120,11 +173,11 @@ def _layout(metric: str, rounds: int) -> dict[str, Any]:
             "gridcolor": _GRID,
             "zeroline": False,
         },
-        "yaxis": {"title": {"text": metric_title(metric)}, "gridcolor": _GRID, "zeroline": False},
+        "yaxis": {"title": {"text": without_markup(title)}, "gridcolor": _GRID, "zeroline": False},
     }
 
 
-def _without_markup(text: str) -> str:
+def without_markup(text: str) -> str:
     """Plotly reads a few HTML tags in names."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
@@ -132,76 +185,3 @@ def _without_markup(text: str) -> str:
 def metric_title(metric: str) -> str:
     text = metric.replace("_", " ").replace("-", " ")
     return text[:1].upper() + text[1:]
-
-
-@dataclass(frozen=True, slots=True)
-class TableCell:
-    value: float | None
-    examples: int
-    best: bool  # of its column
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    title: str
-    federated: bool
-    cells: tuple[TableCell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ResultTable:
-    """Each model on all test data together, which a narrow window must show first, and on each site's."""
-
-    metric: str
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-    conclusion: str  # one sentence; "" while there is nothing to compare
-
-
-def result_table(run: RunDetail, titles: Mapping[str, str]) -> ResultTable | None:
-    """The table of a run's scores. None while there are none."""
-    metric = main_metric(score.metrics for score in run.scores)
-    if metric is None:
-        return None
-    by_place = {(score.model, score.on_site): score for score in run.scores}
-    models = [FEDERATED, *(site for site in run.sites if any(score.model == site for score in run.scores))]
-    columns = [ALL_SITES, *run.sites]
-    best = {column: _best(run.scores, column, metric) for column in columns}
-    rows = tuple(
-        TableRow(
-            title="Federated" if model == FEDERATED else f"{titles.get(model, model)} alone",
-            federated=model == FEDERATED,
-            cells=tuple(_cell(by_place.get((model, column)), metric, best[column]) for column in columns),
-        )
-        for model in models
-    )
-    return ResultTable(
-        metric=metric_title(metric),
-        columns=("All sites", *(titles.get(site, site) for site in run.sites)),
-        rows=rows,
-        conclusion=_conclusion(run.scores, metric, titles),
-    )
-
-
-def _cell(score: Score | None, metric: str, best: float | None) -> TableCell:
-    value = score.metrics[metric] if score is not None and _has(score.metrics, metric) else None
-    return TableCell(value, 0 if score is None else score.examples, value is not None and value == best)
-
-
-def _best(scores: Iterable[Score], column: str, metric: str) -> float | None:
-    values = [score.metrics[metric] for score in scores if score.on_site == column and _has(score.metrics, metric)]
-    return (min if is_loss(metric) else max)(values, default=None)
-
-
-def _conclusion(scores: Iterable[Score], metric: str, titles: Mapping[str, str]) -> str:
-    on_all = {
-        one.model: one.metrics[metric] for one in scores if one.on_site == ALL_SITES and _has(one.metrics, metric)
-    }
-    federated = on_all.pop(FEDERATED, None)
-    if federated is None or not on_all:
-        return ""
-    best = (min if is_loss(metric) else max)(on_all, key=lambda site: on_all[site])
-    return (
-        f"On the test data of all sites together, the federated model has {metric_title(metric).lower()}"
-        f" {federated:.3f}; the best single site, {titles.get(best, best)}, has {on_all[best]:.3f} alone."
-    )

@@ -12,7 +12,19 @@ from tornado.web import RequestHandler
 
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
-from hub_service.web import approvals, apps, assets, events, members, participations, projects, runs
+from hub_service.web import (
+    approvals,
+    apps,
+    assets,
+    events,
+    members,
+    participations,
+    previews,
+    projects,
+    results,
+    runs,
+    starters,
+)
 from hub_service.web.base import NoSuchApi, Parts
 from hub_service.web.pages import approvals as approval_pages
 from hub_service.web.pages import nodes, panel
@@ -23,11 +35,14 @@ from hub_service.web.templating import Templates
 
 API_ROUTES = (
     *projects.ROUTES,
+    *starters.ROUTES,
     *apps.ROUTES,
+    *previews.ROUTES,
     *members.ROUTES,
     *participations.ROUTES,
     *events.API_ROUTES,
     *runs.ROUTES,
+    *results.ROUTES,
     *approvals.ROUTES,
 )
 PAGE_ROUTES: tuple[tuple[str, type[RequestHandler]], ...] = (

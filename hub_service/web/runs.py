@@ -1,24 +1,22 @@
-"""API: runs and their results."""
+"""API: runs, while they go."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from http import HTTPStatus
-from pathlib import Path
 
-from federator.contract import Route, RunDetail, RunSummary
+from federator.contract import Route, RunDetail, RunFigures, RunLog, RunSummary
 
-from hub_service.web.base import ApiHandler
+from hub_service.web.base import ApiHandler, number_argument
+from hub_service.web.figures import run_figures, site_titles
 from hub_service.web.schema import NewRun
 
-_PIECE = 1 << 20  # bytes of a model that are in memory at once
+_LONGEST_LOG = 2.0**53  # bytes; places beyond it are no whole numbers
 
 
 class RunsHandler(ApiHandler):
     def post(self, project_id: str) -> None:
         body = self.body(NewRun)
-        run = self.parts.coordinator.start_run(self.principal, project_id, body.rounds, body.compare)
+        run = self.parts.coordinator.start_run(self.principal, project_id, body.rounds, body.compare, body.seed)
         self.answer(RunSummary, run, HTTPStatus.CREATED)
 
 
@@ -27,41 +25,29 @@ class RunHandler(ApiHandler):
         self.answer(RunDetail, self.parts.coordinator.run(self.principal, run_id))
 
 
+class RunFiguresHandler(ApiHandler):
+    def get(self, run_id: str) -> None:
+        run = self.parts.coordinator.run(self.principal, run_id)
+        participants = self.parts.coordinator.project(self.principal, run.project_id).participants
+        titles = site_titles(participants, run.sites)
+        self.answer(RunFigures, run_figures(run, titles, self.get_query_argument("metric", "")))
+
+
+class RunLogHandler(ApiHandler):
+    async def get(self, run_id: str) -> None:
+        after = number_argument(self, "after", 0, 0, _LONGEST_LOG)
+        self.answer(RunLog, await self.parts.coordinator.run_log(self.principal, run_id, int(after)))
+
+
 class RunStopHandler(ApiHandler):
     def post(self, run_id: str) -> None:
         self.answer(RunSummary, self.parts.coordinator.stop_run(self.principal, run_id))
 
 
-class RunModelHandler(ApiHandler):
-    async def get(self, run_id: str) -> None:
-        path = self.parts.coordinator.model_path(self.principal, run_id)
-        self.set_header("Content-Type", "application/octet-stream")
-        self.set_header("Content-Disposition", f'attachment; filename="{run_id}.safetensors"')
-        self.set_header("Content-Length", path.stat().st_size)
-        for piece in pieces(path):
-            self.write(piece)
-            await self.flush()
-
-
-class RunRecordHandler(ApiHandler):
-    def get(self, run_id: str) -> None:
-        record = self.parts.coordinator.record(self.principal, run_id)
-        self.set_header("Content-Type", "application/json")
-        self.set_header("Content-Disposition", f'attachment; filename="{run_id}.json"')
-        self.finish(json.dumps(record, indent=2))
-
-
-def pieces(path: Path) -> Iterator[bytes]:
-    """A file's content, piece by piece."""
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
-
-
 ROUTES = (
     (Route.RUNS, RunsHandler),
     (Route.RUN, RunHandler),
+    (Route.RUN_FIGURES, RunFiguresHandler),
+    (Route.RUN_LOG, RunLogHandler),
     (Route.RUN_STOP, RunStopHandler),
-    (Route.RUN_MODEL, RunModelHandler),
-    (Route.RUN_RECORD, RunRecordHandler),
 )

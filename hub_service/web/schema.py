@@ -12,20 +12,28 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
 
 from federator.contract import (
+    AppPreview,
     AppReview,
     ApprovalRequest,
     AppVersion,
     Assignments,
     ClientState,
     Home,
+    ModelFile,
     Participant,
+    PastDecision,
     ProjectDetail,
     ProjectSummary,
     Route,
     RunDetail,
+    RunFigures,
+    RunLog,
+    RunResult,
     RunSummary,
+    SignedRecord,
     Site,
     SiteApprovals,
+    Starter,
 )
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -56,7 +64,11 @@ class NewParticipation(Body):
 
 
 class Decision(Body):
-    """A steward's answer to an approval request."""
+    """A steward's answer to an approval request. The limits are an approval's; a rejection needs a reason.
+
+    At a site that wants two stewards, the first approval is answered with the state "approved-once"; the second must
+    have the same limits.
+    """
 
     project_id: str
     fab_hash: str
@@ -65,15 +77,36 @@ class Decision(Body):
     state: Literal["approved", "rejected", "revoked"]
     reason: str = ""
     expires_at: Annotated[AwareDatetime | None, Field(description="With a time zone; null: never")] = None
+    most_rounds: Annotated[int | None, Field(description="Of one run; null: no limit")] = None
+    largest_message: Annotated[
+        int | None, Field(description="Bytes that leave the site in one message; null: no limit of the steward's")
+    ] = None
+    members: Annotated[
+        tuple[str, ...] | None,
+        Field(description="All who have joined the project: the approval lapses when others join; null: any members"),
+    ] = None
 
 
 class NewRun(Body):
     rounds: int
     compare: Annotated[bool, Field(description="Also train each site alone, for the table of results")] = False
+    seed: Annotated[int | None, Field(description="In place of the app's own `seed`")] = None
 
 
 class NodeKey(Body):
     public_key: Annotated[str, Field(max_length=4096, description="As Flower's node sends it: PEM or OpenSSH text")]
+
+
+_PackageName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class PackagesReport(Body):
+    """What a notebook server of one's own site can import."""
+
+    distributions: Annotated[
+        dict[_PackageName, _PackageName], Field(max_length=5000, description="Version by name, as installed")
+    ]
+    modules: Annotated[tuple[_PackageName, ...], Field(max_length=20000, description="Top-level modules they bring")]
 
 
 class ClientReport(Body):
@@ -106,11 +139,16 @@ class Operation:
 
 _BYTES: Literal["application/octet-stream"] = "application/octet-stream"
 _EVENTS = "text/event-stream"
+_ZIP = "application/zip"
+_PEM = "application/x-pem-file"
+_METRIC = "Name of a metric of the app, or a key that the answer lists; the main one by default"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", Route.OPENAPI, "This document", dict[str, Any]),
     Operation("GET", Route.HOME, "What is mine and what waits for me", Home),
     Operation("GET", Route.MY_SITE, "The site I belong to, with its datasets", Site),
+    Operation("GET", Route.STARTERS, "Notebooks that a project can begin with", tuple[Starter, ...]),
+    Operation("GET", Route.STARTER, "One of them, as a Jupyter notebook", "application/x-ipynb+json"),
     Operation("GET", Route.PROJECTS, "My projects", tuple[ProjectSummary, ...]),
     Operation("POST", Route.PROJECTS, "Create a project", ProjectSummary, NewProject, HTTPStatus.CREATED),
     Operation("GET", Route.PROJECT, "One project", ProjectDetail),
@@ -124,19 +162,80 @@ OPERATIONS: tuple[Operation, ...] = (
         (Query("filename", {"type": "string"}, "Name of the uploaded file", required=True),),
     ),
     Operation("GET", Route.APP, "An app version and everything in it", AppReview),
+    Operation(
+        "POST",
+        Route.BUILD,
+        "What a notebook or an app would become; nothing is stored",
+        AppPreview,
+        _BYTES,
+        query=(
+            Query("filename", {"type": "string"}, "Name of the file", required=True),
+            Query("project", {"type": "string"}, "Id of a project, to hear what its sites lack"),
+        ),
+    ),
+    Operation(
+        "PUT",
+        Route.SITE_PACKAGES,
+        "Report what my site's notebook servers have installed",
+        None,
+        PackagesReport,
+        HTTPStatus.NO_CONTENT,
+    ),
     Operation("POST", Route.INVITATIONS, "Invite a user", Participant, NewInvitation, HTTPStatus.CREATED),
     Operation("POST", Route.DECLINE, "Decline an invitation", None, status=HTTPStatus.NO_CONTENT),
     Operation("POST", Route.PARTICIPATION, "Take part with a dataset", Participant, NewParticipation),
     Operation("DELETE", Route.PARTICIPATION, "Leave", None, status=HTTPStatus.NO_CONTENT),
     Operation("DELETE", Route.MEMBER, "Remove a member", None, status=HTTPStatus.NO_CONTENT),
-    Operation("GET", Route.EVENTS, "Changes of a project as server-sent events: project, run, figure", _EVENTS),
+    Operation(
+        "GET",
+        Route.EVENTS,
+        "Changes of a project as server-sent events: project, run, figure",
+        _EVENTS,
+        query=(
+            Query("run", {"type": "string"}, "Id of the run to follow; the newest one by default"),
+            Query("metric", {"type": "string"}, _METRIC),
+        ),
+    ),
     Operation("POST", Route.RUNS, "Start a run", RunSummary, NewRun, HTTPStatus.CREATED),
     Operation("GET", Route.RUN, "One run with its rounds and scores", RunDetail),
+    Operation(
+        "GET",
+        Route.RUN_FIGURES,
+        "A run's curves for Plotly, and which metrics there are",
+        RunFigures,
+        query=(Query("metric", {"type": "string"}, _METRIC),),
+    ),
+    Operation(
+        "GET",
+        Route.RUN_LOG,
+        "What the run's ServerApp printed, its last 64 KB at most",
+        RunLog,
+        query=(Query("after", {"type": "integer", "minimum": 0}, "Place in the log; `end` of the last answer"),),
+    ),
     Operation("POST", Route.RUN_STOP, "Stop a run", RunSummary),
-    Operation("GET", Route.RUN_MODEL, "The global model, as safetensors", _BYTES),
+    Operation(
+        "GET",
+        Route.RUN_RESULT,
+        "Each model on each site's test data by one metric, as a heat map",
+        RunResult,
+        query=(Query("metric", {"type": "string"}, "One of the app's metrics; the main one by default"),),
+    ),
+    Operation("GET", Route.RUN_MODELS, "The models that are kept of a run, by round", tuple[ModelFile, ...]),
+    Operation(
+        "GET",
+        Route.RUN_MODEL,
+        "The global model, as safetensors",
+        _BYTES,
+        query=(Query("round", {"type": "string"}, "“last”, which is the default, “best”, or a round's number"),),
+    ),
     Operation("GET", Route.RUN_RECORD, "How the model came about", dict[str, Any]),
+    Operation("GET", Route.RUN_CARD, "The model's card, in Markdown", "text/markdown"),
+    Operation("GET", Route.RUN_SIGNED, "The record, signed by the service", SignedRecord),
+    Operation("GET", Route.RUN_CAPSULE, "What reproduces the run on stock Flower: a zip file", _ZIP),
+    Operation("GET", Route.SIGNING_KEY, "The public key of the service's signatures", _PEM),
     Operation("GET", Route.APPROVALS, "Approval requests at the sites I am a steward of", tuple[ApprovalRequest, ...]),
     Operation("POST", Route.APPROVALS, "Approve, reject or revoke", ApprovalRequest, Decision),
+    Operation("GET", Route.DECISIONS, "What my site has decided in a project, newest first", tuple[PastDecision, ...]),
     Operation(
         "GET",
         Route.ASSIGNMENTS,

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from federator.contract import ApprovalState, ClientState, MemberState, RunStatus
+from federator.contract import ApprovalState, ClientState, MemberState, RunStatus, SiteState
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from hub_service.web.highlight import python_lines
+from hub_service.web.steps import StepState, current
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -21,7 +25,9 @@ BADGES: Mapping[str, tuple[str, str]] = {
     f"member-{MemberState.LEFT}": ("left", "secondary"),
     f"member-{MemberState.REMOVED}": ("removed", "secondary"),
     f"approval-{ApprovalState.WAITING}": ("waits for approval", "warning"),
+    f"approval-{ApprovalState.APPROVED_ONCE}": ("one of two has approved", "info"),
     f"approval-{ApprovalState.APPROVED}": ("approved", "success"),
+    f"approval-{ApprovalState.LAPSED}": ("approved for other members", "warning"),
     f"approval-{ApprovalState.REJECTED}": ("rejected", "danger"),
     f"approval-{ApprovalState.REVOKED}": ("approval withdrawn", "danger"),
     f"approval-{ApprovalState.EXPIRED}": ("approval expired", "warning"),
@@ -31,12 +37,34 @@ BADGES: Mapping[str, tuple[str, str]] = {
     f"client-{ClientState.WORKING}": ("client working", "primary"),
     f"client-{ClientState.FAILED}": ("client failed", "danger"),
     f"client-{ClientState.PAUSED}": ("client shut down", "secondary"),
+    f"site-{SiteState.WAITING}": ("waiting", "secondary"),
+    f"site-{SiteState.RECEIVING}": ("receiving", "info"),
+    f"site-{SiteState.COMPUTING}": ("computing", "primary"),
+    f"site-{SiteState.SENDING}": ("sending", "info"),
+    f"site-{SiteState.FAILED}": ("failed", "danger"),
+    f"site-{SiteState.OFFLINE}": ("offline", "warning"),
     f"run-{RunStatus.STARTING}": ("starting", "info"),
     f"run-{RunStatus.WAITING}": ("waiting for sites", "info"),
     f"run-{RunStatus.RUNNING}": ("running", "primary"),
     f"run-{RunStatus.FINISHED}": ("finished", "success"),
     f"run-{RunStatus.FAILED}": ("failed", "danger"),
     f"run-{RunStatus.STOPPED}": ("stopped", "secondary"),
+}
+
+# The same for steps: a mark, which a screen reader does not read, and a word, which it does.
+STEP_MARKS: Mapping[str, str] = {
+    StepState.DONE: "✓",
+    StepState.NEXT: "→",
+    StepState.WAITING: "…",
+    StepState.FAILED: "!",
+    StepState.LATER: "",
+}
+STEP_WORDS: Mapping[str, str] = {
+    StepState.DONE: "done",
+    StepState.NEXT: "your turn",
+    StepState.WAITING: "in progress",
+    StepState.FAILED: "needs attention",
+    StepState.LATER: "later",
 }
 
 
@@ -52,8 +80,10 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(url=self.url, badges=BADGES)
-        self._environment.filters.update(when=when, size=size, percent=percent)
+        self._environment.globals.update(url=self.url, badges=BADGES, step_marks=STEP_MARKS, step_words=STEP_WORDS)
+        self._environment.globals.update(current_step=current)
+        self._environment.filters.update(when=when, size=size, percent=percent, time_left=time_left)
+        self._environment.filters.update(python_lines=python_lines, plain_lines=str.splitlines)
 
     def url(self, *parts: str) -> str:
         """An address below the prefix. Each part is one segment, whatever is in it."""
@@ -63,9 +93,12 @@ class Templates:
         return self._environment.get_template(name).render(values)
 
 
-def when(text: str) -> str:
-    """A time of the contract, for people."""
-    return f"{datetime.fromisoformat(text):%-d %b %Y, %H:%M} UTC" if text else ""
+def when(text: str) -> Markup:
+    """A time of the contract, for people: in UTC, until `static/page.js` says it in the reader's own zone."""
+    if not text:
+        return Markup()
+    at = datetime.fromisoformat(text)
+    return Markup('<time datetime="{}">{:%-d %b %Y, %H:%M} UTC</time>').format(at.isoformat(timespec="seconds"), at)
 
 
 def size(count: int) -> str:
@@ -78,3 +111,13 @@ def size(count: int) -> str:
 
 def percent(part: int, whole: int) -> int:
     return round(100 * part / whole) if whole else 0
+
+
+def time_left(seconds: float) -> str:
+    """An estimate for people: no more exact than it is."""
+    if seconds < 10:
+        return "a few seconds left"
+    if seconds < 90:
+        return f"about {round(seconds, -1):.0f} s left"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min left" if minutes < 90 else f"about {minutes // 60} h {minutes % 60} min left"

@@ -156,6 +156,18 @@ async def test_a_serverapp_starts_beside_its_superlink_and_waits_for_its_plan(
     assert place.alive() == 0
 
 
+async def test_what_a_serverapp_printed_can_be_read(backend: AggregatorBackend) -> None:
+    assert (await backend.serverapp_log(PROJECT, "r5", 0)).data == b""
+    await backend.start(PROJECT)
+    await backend.start_serverapp(PROJECT, ServerAppSpec("r5", 12345, (1,), 1, False, 1.0))
+    async with asyncio.timeout(60):
+        while await backend.serverapp_exit(PROJECT, "r5") is None:  # noqa: ASYNC110 - the interface
+            await asyncio.sleep(0.05)
+    printed = await backend.serverapp_log(PROJECT, "r5", 0)
+    assert b"does not know this run" in printed.data
+    assert (await backend.serverapp_log(PROJECT, "r5", printed.end)).data == b""
+
+
 async def test_a_serverapp_that_cannot_start_tells_its_status(backend: AggregatorBackend) -> None:
     await backend.start(PROJECT)
     await backend.start_serverapp(PROJECT, ServerAppSpec("r2", 12345, (1,), 1, False, 1.0))

@@ -8,11 +8,21 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from federator.contract import ApprovalState, Cell, ClientState, MemberState, RunStatus, SourceFile
+from federator.contract import (
+    ApprovalState,
+    Cell,
+    ClientState,
+    Conditions,
+    MemberState,
+    ModelFile,
+    RunStatus,
+    SourceFile,
+)
 from sqlalchemy import create_engine, event, update
 
 from hub_service.domain.approvals import Approval
 from hub_service.domain.errors import Unavailable
+from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.store import tables
@@ -57,6 +67,7 @@ PARTICIPATION = Participation(
     joined_at=NOON,
 )
 APPROVAL = Approval("p1", "f" * 64, "a", "scans", ApprovalState.APPROVED, "sam", "ok", NOON, NOON + timedelta(days=1))
+LIMITED = replace(APPROVAL, conditions=Conditions(5, 3 * 1024**3, ("anna", "bert")), first_steward="sue")
 RUN = Run(
     id="r1",
     project_id="p1",
@@ -77,6 +88,8 @@ RUN = Run(
     model_round=0,
     round=1,
     nodes={str(LARGEST_NODE_ID): "a"},
+    seed=7,
+    models=(ModelFile("a" * 64, 10, 1), ModelFile("b" * 64, 12, 2)),
 )
 EVENT = RunEvent(
     EventKind.REPLY,
@@ -90,6 +103,7 @@ EVENT = RunEvent(
     seconds=0.5,
     size=100,
     text="",
+    counts={"confusion": [3, 1, 0, 2]},
 )
 LINE = AuditLine(1, NOON, "anna", "project-created", "p1", {"name": "Lungs"}, "0" * 64, "1" * 64)
 
@@ -158,11 +172,27 @@ class TestStore:
 
     def test_a_decision_takes_the_place_of_the_one_before(self, store: Store) -> None:
         store.put_approval(APPROVAL)
+        store.put_approval(LIMITED)
+        assert list(store.approvals("p1")) == [LIMITED]
         revoked = replace(APPROVAL, state=ApprovalState.REVOKED, expires_at=None)
-        elsewhere = replace(APPROVAL, dataset="labs")
+        elsewhere = replace(LIMITED, dataset="labs", conditions=Conditions(members=()))
         store.put_approval(revoked)
         store.put_approval(elsewhere)
         assert list(store.approvals("p1")) == [revoked, elsewhere]
+
+    def test_approvals_that_end_in_a_while_are_found_in_all_projects(self, store: Store) -> None:
+        later = replace(LIMITED, project_id="p2", expires_at=NOON + timedelta(days=3))
+        for approval in (
+            APPROVAL,
+            later,
+            replace(APPROVAL, dataset="labs", expires_at=None),
+            replace(APPROVAL, dataset="x-rays", state=ApprovalState.REVOKED),
+            replace(APPROVAL, dataset="notes", state=ApprovalState.APPROVED_ONCE),
+        ):
+            store.put_approval(approval)
+        assert list(store.approvals_ending(NOON, NOON + timedelta(days=1))) == [APPROVAL]
+        assert list(store.approvals_ending(NOON, NOON + timedelta(days=9))) == [APPROVAL, later]
+        assert list(store.approvals_ending(NOON + timedelta(days=1), NOON + timedelta(days=2))) == []
 
     def test_runs_come_oldest_first_and_the_unfinished_of_all_projects_together(self, store: Store) -> None:
         ended = [
@@ -195,12 +225,24 @@ class TestStore:
         assert list(store.events("r1")) == [EVENT, *later]
         assert store.event_count("r1") == 3
 
+    def test_a_sites_newest_report_of_its_packages_counts(self, store: Store) -> None:
+        first = SitePackages("a", {"numpy": "2.0"}, ("numpy",), "anna", NOON)
+        other = SitePackages("b", {}, (), "bert", NOON)
+        newer = replace(first, distributions={"numpy": "2.1", "lifelines": "0.30"}, modules=("lifelines", "numpy"))
+        assert store.site_packages("a") is None
+        for one in (first, other, newer):
+            store.put_site_packages(one)
+        assert store.site_packages("a") == newer
+        assert list(store.all_site_packages()) == [newer, other]
+
     def test_audit_lines_come_back_as_they_were_added(self, store: Store) -> None:
         assert store.last_audit_line() is None
-        second = replace(LINE, sequence=2, previous="1" * 64, hash="2" * 64)
+        second = replace(LINE, sequence=2, project_id="p2", previous="1" * 64, hash="2" * 64)
         store.add_audit_line(LINE)
         store.add_audit_line(second)
         assert list(store.audit_lines()) == [LINE, second]
+        assert list(store.audit_lines_of(LINE.project_id)) == [LINE]
+        assert list(store.audit_lines_of("none")) == []
         assert store.last_audit_line() == second
 
     def test_a_transaction_happens_whole_or_not_at_all(self, store: Store) -> None:

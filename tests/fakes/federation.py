@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federator.contract import ApprovalState, Cell, Dataset, Scope, Site, SourceFile
+from federator.contract import ApprovalState, Cell, Dataset, DeclaredOutput, Scope, Site, SourceFile
 
 from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
 from hub_service.domain.directory import HubDirectory
+from hub_service.domain.notices import Tell, tell_nobody
 from hub_service.domain.projects import Participation, Principal
 from hub_service.store.base import Store
 from hub_service.store.memory import MemoryStore
@@ -58,6 +60,10 @@ class Build:
     files: tuple[SourceFile, ...] = (SourceFile("app/task.py", "import torch"),)
     imports: tuple[str, ...] = ("torch",)
     config: dict[str, int] = field(default_factory=lambda: {"num-server-rounds": 3})
+    dependencies: tuple[str, ...] = ()
+    outputs: tuple[DeclaredOutput, ...] = ()
+    private_cells: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def fab_hash(self) -> str:
@@ -67,7 +73,7 @@ class Build:
 class FakeBuilder:
     """The content is the FAB."""
 
-    def build(self, filename: str, content: bytes) -> Build:
+    def build(self, filename: str, content: bytes, at_sites: frozenset[str] = frozenset()) -> Build:
         return Build(content, filename.removesuffix(".ipynb"))
 
 
@@ -80,7 +86,15 @@ def new_key() -> bytes:
 class Federation:
     """Everything that a test of the coordinator or the reconciler needs."""
 
-    def __init__(self, folder: Path, *, store: Store | None = None, hub: HubDirectory | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: Store | None = None,
+        hub: HubDirectory | None = None,
+        sites: Mapping[str, Site] = SITES,
+        tell: Tell = tell_nobody,
+    ) -> None:
         self.store = store or MemoryStore()
         self.artifacts = Artifacts(folder / "artifacts")
         self.changes = Changes()
@@ -91,7 +105,8 @@ class Federation:
             artifacts=self.artifacts,
             hub=hub or FakeHubDirectory({one.name: set(one.groups) for one in PEOPLE}),
             builder=FakeBuilder(),
-            sites=SITES,
+            sites=sites,
+            tell=tell,
             changes=self.changes,
             clock=self.clock,
             new_id=lambda: f"id-{next(ids)}",
@@ -123,7 +138,7 @@ class Federation:
     ) -> None:
         """The site's steward decides on the newest version."""
         fab_hash = self.newest_hash(project_id)
-        self.coordinator.decide(STEWARDS[site], project_id, fab_hash, dataset, site, state)
+        self.coordinator.decide(STEWARDS[site], project_id, fab_hash, dataset, site, state, "for a test")
 
     async def supernode_project(self) -> tuple[str, str]:
         """A project of anna's that dora's site takes part in, approved: ids of the project and the participation."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from federator.contract import ClientState
+from federator.contract import ClientState, Conditions
 from federator.node import Node
 from federator.service_client import NotFound
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -27,7 +27,8 @@ from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.projects import NodeGrant
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.gateway.gateway import Gateway
-from hub_service.gateway.handlers import fleet_routes
+from hub_service.gateway.handlers import CHUNK_SIZE, fleet_routes
+from hub_service.site_stages import Stage
 from tests.fakes.measured import module_command
 
 PROJECT = "p1"
@@ -43,6 +44,8 @@ class Member:
         self.private_key = ec.generate_private_key(ec.SECP256R1())
         self.public_key = public_key_to_bytes(self.private_key.public_key())
         self.approved: set[str] = set()
+        self.more_config: dict[str, str] = {}  # of the node, besides its target and site
+        self.conditions = Conditions()  # of every approval
         self.apps: dict[str, bytes] = {}  # by hash, as the service has them
         self.fetched: list[str] = []  # hashes of apps that the node asked the service for
         self.states: list[tuple[ClientState, str]] = []
@@ -81,9 +84,9 @@ class Member:
             tls=False,
             root_certificates=None,
             private_key=self.private_key,
-            approvals=lambda: set(self.approved),
+            approvals=lambda: dict.fromkeys(self.approved, self.conditions),
             fetch_app=self._fetch_app,
-            node_config={"target": self.target, "site": self.name},
+            node_config={"target": self.target, "site": self.name, **self.more_config},
             on_state=self._on_state,
             work_folder=tmp,
         )
@@ -131,6 +134,7 @@ class Fleet:
         self.grants: dict[bytes, NodeGrant] = {}
         self.seen: list[tuple[str, bool]] = []
         self.cut_off: list[str] = []  # participations
+        self.moved: list[tuple[str, Stage]] = []
         self.members: dict[str, Member] = {}
 
     async def go_away(self) -> None:
@@ -144,7 +148,7 @@ class Fleet:
 
     def _server(self) -> HTTPServer:
         application = Application(fleet_routes(self.gateway), log_function=self._note_request)
-        return HTTPServer(application, ssl_options=self._tls)
+        return HTTPServer(application, ssl_options=self._tls, chunk_size=CHUNK_SIZE)
 
     def _note_request(self, handler: RequestHandler) -> None:
         self.requests.append((handler.request.path.rpartition("/")[2], handler.request.request_time()))
@@ -229,6 +233,7 @@ async def fleet(
         backend=backend,
         seen=lambda participation, working: it.seen.append((participation, working)),
         cut_off=lambda participation: it.cut_off.append(participation),
+        moved=lambda participation, stage: it.moved.append((participation, stage)),
         clock=lambda: datetime.now(UTC),
         **options,
     )

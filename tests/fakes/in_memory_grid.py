@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.cli.install import install_from_fab
@@ -68,10 +70,13 @@ class InMemoryGrid(Grid):
     def _deliver(self, message: Message) -> str:
         message.metadata.__dict__["_message_id"] = f"message-{next(self._ids)}"  # a SuperLink's part
         self.sent.append(message)
+        drawn = np.random.get_state()  # a site is another process: it does not draw from the ServerApp's numbers
         try:
             reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # noqa: BLE001 - a SuperNode, too, answers for whatever an app raises
             reply = Message(Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+        finally:
+            np.random.set_state(drawn)
         self.replies.append(reply)
         return message.metadata.message_id
 
@@ -109,3 +114,16 @@ def loaded(fab: bytes, folder: Path) -> Iterator[LoadedApp]:
         for name in set(sys.modules) - modules:
             if name.startswith("federated_"):
                 del sys.modules[name]
+
+
+def run(app: LoadedApp, folders: Sequence[Path], config: dict[str, object]) -> InMemoryGrid:
+    """One run over one node for each folder, node ids from 1."""
+    grid = InMemoryGrid(app.client, dict(enumerate(folders, start=1)), config)
+    app.server(grid, Context(RUN_ID, 1, {}, RecordDict(), config))
+    return grid
+
+
+def metrics(replies: Sequence[Message], message_type: str) -> list[dict[str, Any]]:
+    """What the nodes answered. Fails where one answered with an error."""
+    assert not [reply.error.reason for reply in replies if reply.has_error()]
+    return [dict(reply.content["metrics"]) for reply in replies if reply.metadata.message_type == message_type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 # Not needed here, and slow to load.
 OTHER_EXTENSIONS = ("jupyterlab", "jupyter_lsp", "jupyter_server_terminals", "notebook_shim")
+ALL_BUT_LAB = tuple(name for name in OTHER_EXTENSIONS if name != "jupyterlab")
 
 
 class NotebookServer:
@@ -53,9 +54,11 @@ def use_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 @asynccontextmanager
-async def notebook_server(home: Path, *arguments: str) -> AsyncIterator[NotebookServer]:
+async def notebook_server(
+    home: Path, *arguments: str, without: Sequence[str] = OTHER_EXTENSIONS
+) -> AsyncIterator[NotebookServer]:
     """Start on a free port, and stop with all kernels at the block's end. `use_home` goes first."""
-    extensions = [f"--ServerApp.jpserver_extensions={name}=False" for name in OTHER_EXTENSIONS]
+    extensions = [f"--ServerApp.jpserver_extensions={name}=False" for name in without]
     app = ServerApp.instance()
     app.init_signal = lambda: None  # the process belongs to pytest
     app.initialize(

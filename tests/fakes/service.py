@@ -26,6 +26,7 @@ from federator.contract import (
     FLEET_PREFIX,
     FLEET_WAITING_HEADER,
     SERVICE_PREFIX,
+    AppPreview,
     AppVersion,
     Assignment,
     Assignments,
@@ -75,6 +76,8 @@ class FakeService:
         self.approved: dict[str, set[str]] = {}
         self.reports: list[tuple[str, ClientState, str]] = []
         self.public_keys: dict[str, list[str]] = {}
+        self.packages: dict[str, str] = {}  # version by name, as a notebook server reported last
+        self.modules: list[str] = []
         self.apps: dict[str, bytes] = {}  # by hash
         self.projects: dict[str, ProjectSummary] = {}
         self.participants: dict[str, dict[str, Participant]] = {}
@@ -271,6 +274,11 @@ class FakeService:
             ("invite",),
         )
 
+    def build(self, filename: str, content: bytes) -> AppPreview:
+        if filename in self.refused_names:
+            raise Refusal(422, "Cell 3 does not define train().", "Add it, and publish again.")
+        return AppPreview("cd" * 32, filename, "notebook", len(content), (), (), (), (), (), {}, (), (), (), fab="")
+
     def add_app(self, project_id: str, filename: str, content: bytes) -> AppVersion:
         self._project(project_id)
         if filename in self.refused_names:
@@ -306,6 +314,11 @@ class FakeService:
                 if assignment.project_id == project_id:
                     del self.assignments[participation_id]
             self._revise()
+
+    def report_packages(self, distributions: dict[str, str], modules: list[str]) -> None:
+        with self.changed:
+            self.packages, self.modules = distributions, modules
+            self.changed.notify_all()
 
     def remove(self, project_id: str, user: str) -> None:
         self._project(project_id)
@@ -482,6 +495,8 @@ def _routes(s: FakeService) -> list[Any]:
     table: dict[str, dict[str, Callable[..., Any]]] = {
         "home": {"GET": lambda h: s.home()},
         "site": {"GET": lambda h: s.site},
+        "site/packages": {"PUT": lambda h: s.report_packages(h.body["distributions"], h.body["modules"])},
+        "build": {"POST": lambda h: s.build(h.get_query_argument("filename"), h.request.body)},
         "projects": {"POST": lambda h: s.create_project(h.body["name"], h.body["description"])},
         project: {"GET": lambda h, project_id: s.project(project_id)},
         f"{project}/decline": {"POST": lambda h, project_id: s.decline(project_id)},

@@ -21,6 +21,7 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
+from hub_service.aggregators.serverapp_log import LogPiece, piece_of_bytes
 from hub_service.apps.build import AppBuilder
 from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes, project_topic
@@ -83,6 +84,7 @@ class World:
     coordinator: Coordinator
     clock: list[datetime]
     hub_auth: HubOAuth
+    logs: dict[str, bytes]  # of ServerApps, by run
 
     def person(self, name: str) -> Person:
         return self.hub.people[name]
@@ -239,6 +241,11 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
         clock[0] += timedelta(milliseconds=1)
         return clock[0]
 
+    logs: dict[str, bytes] = {}
+
+    async def serverapp_log(project_id: str, run_id: str, after: int) -> LogPiece:
+        return piece_of_bytes(logs.get(run_id, b""), after)
+
     coordinator = Coordinator(
         store=store,
         artifacts=artifacts,
@@ -249,6 +256,7 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
         clock=tick,
         new_id=lambda: f"00000000-0000-4000-8000-{next(ids):012d}",
         admin_contact="the admin",
+        serverapp_log=serverapp_log,
     )
     hub_auth = HubOAuth(
         api_url=f"{url}/hub/api",
@@ -272,7 +280,7 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
     server = HTTPServer(application)
     server.add_sockets([sock])
     try:
-        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth)
+        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth, logs)
     finally:
         server.stop()
         await server.close_all_connections()

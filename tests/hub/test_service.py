@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 import httpx
+import pytest
 from federator.contract import SERVICE_PREFIX, Route
 
+from tests.hub.accessibility import grave_faults
 from tests.hub.actors import Browser
 
 SERVICE_COMMAND = [sys.executable, "-m", "hub_service"]
@@ -26,6 +28,14 @@ async def test_the_panel_of_the_home_page_is_there(browser: Browser) -> None:
     for reference in (f"{SERVICE_PREFIX}panel", f"{SERVICE_PREFIX}static/panel.js"):
         assert reference in page.text
         assert (await browser.http.get(reference)).status_code == httpx.codes.OK
+
+
+@pytest.mark.needs_browser
+@pytest.mark.needs_node
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_the_home_page_with_the_panel_is_accessible(browser: Browser, width: int) -> None:
+    await browser.log_in("mateu")
+    assert not await grave_faults(browser, width, {"home-with-panel": "/hub/home"})
 
 
 async def test_an_admin_without_a_site_can_open_the_service(browser: Browser) -> None:

@@ -20,6 +20,7 @@ from spawner.admin.certificates import EngineHost
 from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE, load
 from tests.conftest import CHROMIUM
 from tests.fakes.in_process_hub import InProcessHub, start_hub, stop_hub
+from tests.hub.accessibility import grave_faults
 from tests.hub.actors import HUB_SECRET, Browser, IdentityProvider
 from tests.hub.conftest import free_ports
 
@@ -312,3 +313,11 @@ async def test_in_a_browser(administrator: Browser, width: int) -> None:
             await expect(page.get_by_label(field.label)).to_have_attribute("aria-describedby", f"help-{field.name}")
         assert await page.evaluate("document.documentElement.scrollWidth") == width
         assert not faults
+
+
+@pytest.mark.needs_browser
+@pytest.mark.needs_node
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_the_pages_of_the_hub_are_accessible(administrator: Browser, width: int) -> None:
+    faults = await grave_faults(administrator, width, {"sites": PAGE, "home": "/hub/home"})
+    assert not faults, "\n".join(faults)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,11 @@ async def test_a_client_has_its_app_loaded_before_it_is_ready_and_a_newer_one_wh
     service.apps = {hashlib.sha256(app).hexdigest(): app for app in (first, second)}
     old, new = service.apps
     service.assign(replace(ASSIGNMENT, fab_hash=old))
-    seen = await reported(service, ClientState.READY)
+    await reported(service, ClientState.READY)
     assert service.reports[-1] == WAITING
     assert [path for path in service.asked if path.endswith(old)] == [f"api/participations/part1/apps/{old}"]
     service.assign(replace(ASSIGNMENT, fab_hash=new))
     await asyncio.to_thread(service.wait_for, lambda s: any(path.endswith(new) for path in s.asked))
-    await asyncio.to_thread(service.wait_for, lambda s: WAITING in s.reports[seen:])
 
 
 async def test_a_waiting_client_asks_two_questions_that_are_held_and_nothing_else(
@@ -416,3 +416,9 @@ def left_over(home: Path, original: str, name: str) -> None:
         text = (folder / original / "kernel.json").read_text()
     (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / name / "kernel.json").write_text(text)
+
+
+async def test_a_server_tells_once_what_its_image_has(service: FakeService, server: NotebookServer) -> None:
+    await asyncio.to_thread(service.wait_for, lambda s: s.packages)
+    assert service.packages["flwr"] == metadata.version("flwr")
+    assert {"numpy", "flwr"} <= set(service.modules)

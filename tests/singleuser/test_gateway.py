@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,7 @@ from google.protobuf.message import Message as Protobuf
 
 from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
+from hub_service.site_stages import Stage
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import averaging_app
@@ -325,8 +327,27 @@ async def test_connections_to_an_aggregator_that_is_gone_are_closed(tmp_path: Pa
         ((_, client),) = it.gateway._clients.values()
         await it.backend.stop(PROJECT)
         await post(it, "pull-messages", pull(member), signed(member))
-        assert client.is_closed
+        assert client.closed
         assert it.gateway._clients == {}
+
+
+ONE_MESSAGE = [Stage.RECEIVING, Stage.COMPUTING, Stage.SENDING, Stage.ANSWERED]
+
+
+def the_way_of(it: Fleet, name: str) -> list[Stage]:
+    """The stages of a member's messages, from its first one on."""
+    stages = [stage for stage, _ in groupby(stage for who, stage in it.moved if who == name)]
+    return stages[stages.index(Stage.RECEIVING) :]
+
+
+async def test_each_stage_of_a_message_is_told(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it:
+        members = [it.start_node(name, 1.0, averaging_app()) for name in ("north", "south")]
+        await it.start_run(averaging_app(), members, rounds=2)
+        events = await it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        for member in members:
+            assert the_way_of(it, member.name)[:16] == 4 * ONE_MESSAGE
 
 
 async def test_stock_flower_nodes_take_part(tmp_path: Path) -> None:
@@ -340,6 +361,7 @@ async def test_stock_flower_nodes_take_part(tmp_path: Path) -> None:
             await it.start_run(averaging_app(), [member], rounds=1)
             events = await it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED, (tmp_path / "stock.log").read_text()[-2000:]
+        assert the_way_of(it, "stock")[:8] == 2 * ONE_MESSAGE
         assert [event.node_id for event in events if event.kind is EventKind.REPLY] == [member.node_id] * 2
     assert await it.backend.running() == []
     assert it.backend.endpoint(PROJECT) is None

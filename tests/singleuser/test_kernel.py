@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from federator import site_log
 from federator.client import FlowerClient
 from federator.contract import Assignment, ClientState
 from federator.service_client import Access, NotFound, ServiceClient
@@ -96,6 +97,18 @@ async def test_the_node_registers_a_key_and_waits_for_a_run(service: FakeService
     assert "ready" in shown["text/plain"]
     assert "Histo <pathology>" in shown["text/plain"]
     assert "Histo &lt;pathology&gt;" in shown["text/html"]
+
+
+async def test_its_log_is_kept_for_its_person(service: FakeService) -> None:
+    async with client_kernel() as kernel:
+        await reported(service, ClientState.READY)
+        await kernel.run(
+            "import threading\nwork = threading.Thread(target=print, args=('epoch 1',))\nwork.start()\nwork.join()"
+        )
+        await kernel.run("print('a cell')")
+    text = site_log.log_path("proj1").read_text()
+    assert text.endswith(" epoch 1\n")
+    assert "a cell" not in text
 
 
 async def test_the_banner_says_whose_client_it_is(service: FakeService) -> None:
@@ -237,6 +250,30 @@ class TestFlowerClient:
         service.wait_for_report("part1", ClientState.PAUSED)
         assert client.state is ClientState.PAUSED
         assert service.details("part1", ClientState.OFFLINE) == []
+
+    def test_what_the_gateway_sees_by_itself_is_not_reported(
+        self, service: FakeService, make: Callable[[Any], FlowerClient]
+    ) -> None:
+        node = StandInNode()
+        client = make(node.made)
+        client.start()
+        assert node.started.wait(10)
+        say = node.on_state
+        assert say is not None
+        say(ClientState.READY, "Waiting for a run.")
+        service.wait_for_report("part1", ClientState.READY)
+        say(ClientState.WORKING, "train, round 1")
+        say(ClientState.READY, "Waiting for the next message.")
+        assert client.detail == "Waiting for the next message."
+        say(ClientState.FAILED, "The app failed.")
+        service.wait_for_report("part1", ClientState.FAILED)
+        say(ClientState.WORKING, "train, round 2")
+        service.wait_for_report("part1", ClientState.WORKING)
+        assert [state for _, state, _ in service.reports] == [
+            ClientState.READY,
+            ClientState.FAILED,
+            ClientState.WORKING,
+        ]
 
     def test_stop_waits_no_longer_than_told(self, service: FakeService, make: Callable[[Any], FlowerClient]) -> None:
         node = HangingNode()

@@ -308,3 +308,28 @@ async def test_a_node_at_work_sends_heartbeats(tmp_path: Path, monkeypatch: pyte
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
         assert [operation for operation, _ in it.requests].count("send-node-heartbeat") >= 2
+
+
+async def test_an_answer_that_was_not_declared_stays_at_the_site(tmp_path: Path) -> None:
+    """The declaration is in the approved app; b's answer holds a key that no trial has seen."""
+    declared = (
+        '[tool.federator.outputs.train.arrays.arrays]\nweight = "float32[2,3]"\n'
+        '[tool.federator.outputs.train.metrics.metrics]\nloss = "number"\ntrained = "number"\nnum-examples = "number"\n'
+        '[tool.federator.outputs.evaluate.metrics.metrics]\ndistance = "number"\nnum-examples = "number"\n'
+    )
+    client = CLIENT.format(train="").replace(
+        'ArrayRecord({"weight": Array(weight)})',
+        'ArrayRecord({"weight": Array(weight), **({"patients": Array(weight)} if target == 2 else {})})',
+    )
+    app = fab({"server_app.py": SERVER, "client_app.py": client}, config=declared)
+    async with fleet(tmp_path) as it:
+        for name, target in (("a", 1.0), ("b", 2.0)):
+            member = it.start_node(name, target, app)
+            await member.reaches(ClientState.READY)
+        events = await run(it, app, "declared", approved_by="ab")
+        assert events[-1].kind is EventKind.FINISHED
+        assert replies(events, it.members["a"])[0].text == ""
+        text = replies(events, it.members["b"])[0].text
+        assert text.startswith("The site kept back its answer to “train”: it holds arrays/patients (float32[2,3])")
+        assert "federator.try_here() again" in text
+        assert replies(events, it.members["b"], "evaluate")[0].text == "", "what is declared goes on"

@@ -24,7 +24,7 @@ def study_and_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, 
     sites = [one.site for one in RESEARCHERS]
     skew = write_wisconsin_sites(folder)
     dataset = DatasetFolder("biopsies", "Fine-needle aspirates", skew, {site: folder / site for site in sites})
-    notebook = ROOT / "examples" / "notebooks" / "tabular.ipynb"
+    notebook = ROOT / "hub_service" / "starters" / "tabular.ipynb"
     return Study("Breast aspirates", notebook, dataset.name, 10, skew), dataset
 
 

@@ -148,7 +148,10 @@ async def create_project(owner: Visitor, study: Study) -> None:
     await page.get_by_label("Name").fill(PROJECT)
     await page.get_by_label("Description").fill("Is this tumour malignant? <b>Markup stays text.</b>")
     await page.get_by_label("Notebook or Flower app").set_input_files(study.notebook)
-    await page.get_by_role("button", name="Create").click()
+    await page.get_by_role("button", name="Next").click()
+    await expect(page.get_by_role("heading", name="Stays", exact=True)).to_be_visible()
+    await owner.look("new-project-preview")
+    await page.get_by_role("button", name="Create project").click()
     await expect(page.get_by_role("heading", name=PROJECT)).to_be_visible()
     await expect(page.get_by_text("<b>Markup stays text.</b>")).to_be_visible()
 

@@ -94,6 +94,7 @@ def test_a_notebook_becomes_a_plain_flower_app():
         "federated_breast_aspirates/__init__.py",
         "federated_breast_aspirates/client_app.py",
         "federated_breast_aspirates/server_app.py",
+        "federated_breast_aspirates/strategies.py",
         "federated_breast_aspirates/task.py",
         "federated_breast_aspirates/notebook.py",
     }

@@ -264,7 +264,7 @@ def test_valid_uses_of_names_are_taken(sources):
         ("CONFIG = {[]: 1}", "CONFIG is not a dictionary of plain values"),
         ("CONFIG = [1]", "CONFIG is not a dictionary"),
         ("CONFIG = {1: 2}", "has the key “1”"),
-        ("CONFIG = {'a.b': 2}", "has the key “'a.b'”"),
+        ("CONFIG = {'a..b': 2}", "has the key “'a..b'”"),
         ("CONFIG: dict = {'rates': [1, 2]}", "gives “rates” a list"),
         ("CONFIG = {'rate': None}", "gives “rate” a NoneType"),
         ("CONFIG = {'rate': 2**3}", "CONFIG is not a dictionary of plain values"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from federator.app_import import NameTaken, forget, import_attribute, import_for_first_use, own_line
-from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved
+from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved, RoundCheck
+from federator.contract import Conditions
 from federator.service_client import Unreachable
 
 
@@ -17,14 +18,15 @@ class Service:
 
     def __init__(self) -> None:
         self.approved: set[str] = set()
+        self.largest_message: int | None = None
         self.asked = 0
         self.away = False
 
-    def __call__(self) -> set[str]:
+    def __call__(self) -> dict[str, Conditions]:
         self.asked += 1
         if self.away:
             raise Unreachable("The service does not answer.")
-        return self.approved
+        return {fab_hash: Conditions(largest_message=self.largest_message) for fab_hash in self.approved}
 
 
 @pytest.fixture
@@ -38,6 +40,40 @@ def test_only_what_is_approved_may_run(service: Service) -> None:
     check.require("aa")
     with pytest.raises(NotApproved, match="data steward has not approved"):
         check.require("bb")
+
+
+def test_the_stewards_limits_come_with_the_approval(service: Service) -> None:
+    service.approved, service.largest_message = {"aa"}, 70_000
+    check = ApprovalCheck(service, lambda: 0.0)
+    assert check.largest_message("aa") is None
+    assert check.require("aa").largest_message == 70_000
+    assert check.largest_message("aa") == 70_000
+    assert check.largest_message("bb") is None
+
+
+def test_rounds_beyond_the_stewards_limit_are_refused_at_the_site() -> None:
+    rounds, two = RoundCheck(), Conditions(most_rounds=2)
+    for run_id in (7, 8):
+        for name in ("1", "1", "2"):  # once more where the site trains alone, too
+            rounds.require(two, run_id, "train", name)
+        rounds.require(two, run_id, "evaluate", "3")
+    with pytest.raises(NotApproved, match="2 rounds at most"):
+        rounds.require(two, 7, "train.other", "3")
+    rounds.require(Conditions(), 9, "train", "1")
+
+
+def test_an_app_that_names_all_its_rounds_alike_is_counted_by_messages() -> None:
+    rounds, one = RoundCheck(), Conditions(most_rounds=1)
+    for _ in range(2):
+        rounds.require(one, 7, "train", "")
+    with pytest.raises(NotApproved, match="1 round at most"):
+        rounds.require(one, 7, "train", "")
+
+
+def test_counts_of_old_runs_are_forgotten() -> None:
+    rounds, one = RoundCheck(), Conditions(most_rounds=1)
+    for run_id in (1, 2, 3, 4, 5, 1):
+        rounds.require(one, run_id, "train", str(run_id))
 
 
 def test_an_answer_is_used_for_a_short_while(service: Service) -> None:

@@ -381,7 +381,7 @@ class TestApprovals:
             decide(steward, project_id, fab_hash, "scans", "a", ApprovalState.REJECTED, "x" * 1001)
         federation.decide(project_id, "a")
         with pytest.raises(Conflict, match="is approved"):
-            decide(steward, project_id, fab_hash, "scans", "a", ApprovalState.REJECTED)
+            decide(steward, project_id, fab_hash, "scans", "a", ApprovalState.REJECTED, "Too broad")
 
     async def test_a_steward_decides_for_no_other_site_and_for_nothing_unasked(self, federation: Federation) -> None:
         project_id = federation.new_project()
@@ -643,10 +643,34 @@ class TestClients:
         self, federation: Federation, state: ClientState, detail: str, shown: str
     ) -> None:
         project_id, participation_id, _ = await federation.ready_project()
+        federation.coordinator.node_cut_off(participation_id)
         federation.coordinator.report_client(ANNA, participation_id, state, detail)
         participant = federation.coordinator.project(BERT, project_id).participants[0]
         assert participant.client is state
         assert shown in participant.detail
+
+    async def test_that_a_client_starts_is_late_once_its_node_asks_for_messages(self, federation: Federation) -> None:
+        project_id, participation_id, _ = await federation.ready_project()
+
+        def told_to_start() -> ClientState | None:
+            federation.coordinator.report_client(ANNA, participation_id, ClientState.STARTING, "")
+            return federation.coordinator.project(BERT, project_id).participants[0].client
+
+        assert told_to_start() is ClientState.READY
+        federation.coordinator.node_seen(participation_id, working=True)
+        assert told_to_start() is ClientState.WORKING
+        federation.coordinator.register_node(ANNA, participation_id, new_key())  # of the next client
+        assert told_to_start() is ClientState.STARTING
+        federation.coordinator.node_seen(participation_id, working=False)
+        assert told_to_start() is ClientState.READY
+        federation.coordinator.node_cut_off(participation_id)
+        assert told_to_start() is ClientState.STARTING
+
+    async def test_work_on_a_message_writes_no_row(self, federation: Federation) -> None:
+        _, participation_id, _ = await federation.ready_project()
+        before = federation.participation(participation_id)
+        federation.coordinator.node_seen(participation_id, working=True)
+        assert federation.participation(participation_id) is before
 
     async def test_a_change_is_told_once(self, federation: Federation) -> None:
         project_id, participation_id, _ = await federation.ready_project()

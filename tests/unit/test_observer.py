@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hub_service.aggregators.observer import ALONE, FEDERATED, ArraySeen, MessageSeen, Observer, fault_of, odd_ones_out
+from hub_service.aggregators.observer import (
+    ALONE,
+    FEDERATED,
+    ArraySeen,
+    MessageSeen,
+    Observer,
+    fault_of,
+    odd_lengths,
+    odd_ones_out,
+)
 from hub_service.domain.runs import EventKind, RunEvent
 
 
@@ -120,6 +129,8 @@ def test_waiting_names_the_missing_nodes(observer: Observer, events: list[RunEve
         (np.full((2, 3), np.inf, np.float32), "array 'weight' has an infinite value"),
         (np.full((2, 3), np.nan, np.float32), "array 'weight' has NaN"),
         (np.ones((3, 2), np.float32), "array 'weight' has shape [3, 2], not [2, 3]"),
+        (np.full((2, 3), 3e38, np.float32), ""),  # their sum is infinite, none of them is
+        (np.array([[np.inf, -np.inf, 0]] * 2, np.float32), "array 'weight' has an infinite value"),
         (np.ones((9,), np.uint8), ""),  # boosted trees grow
     ],
 )
@@ -191,3 +202,22 @@ def test_a_model_that_was_sent_is_not_kept(observer: Observer) -> None:
     del array
     assert gone() is None
     assert observer.sent_arrays("m1")["arrays"]["weight"].shape == (2, 3)
+
+
+def test_counts_are_reported_beside_the_metrics(observer: Observer, events: list[RunEvent]) -> None:
+    observer.enter(FEDERATED)
+    observer.sent("m1", SENT)
+    assert observer.replied("m1", replace(SENT, counts={"confusion": [1, 0, 0, 2]})) == ""
+    assert events[-1].counts == {"confusion": [1, 0, 0, 2]}
+    observer.score("federated", 7, {"num-examples": 3}, {"confusion": [1, 0, 0, 2]})
+    assert (events[-1].kind, events[-1].examples) == (EventKind.SCORE, 3)
+    assert events[-1].counts == {"confusion": [1, 0, 0, 2]}
+    observer.left_out("m1", "odd")
+    assert events[-1].counts == {}
+
+
+def test_a_list_of_another_length_than_most_have_is_left_out() -> None:
+    """Flower's mean takes lists of one length only: a site with other classes would end the run."""
+    lengths = {"a": {"confusion": 4, "curve": 3}, "b": {"confusion": 9}, "c": {"confusion": 4}, "d": {}}
+    assert odd_lengths(lengths) == {"b": "metric 'confusion' has 9 numbers, and 4 at other sites"}
+    assert odd_lengths({}) == odd_lengths({"a": {"confusion": 4}, "c": {"confusion": 4}}) == {}

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from federator.framing import BadFrame, pack
-from federator.parcel import Data, Letter, content_of, halved, letter_of, may_halve, plain_array
+from federator.parcel import Data, Letter, content_of, halved, letter_of, may_halve, npy_bytes, plain_array
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 WEIGHTS = ArrayRecord({"w": Array(np.arange(6, dtype=np.float32).reshape(2, 3)), "steps": Array(np.array(7))})
@@ -141,3 +141,34 @@ def test_what_is_infinite_or_no_number_already_passes() -> None:
     values = np.array([np.inf, -np.inf, np.nan, 65504, 1e-30], np.float32)
     came = through_half(Array(values)).numpy()
     np.testing.assert_array_equal(came, np.array([np.inf, -np.inf, np.nan, 65504, 0], np.float32))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(12)[::2],
+        np.array(7),
+        np.zeros((0, 3)),
+        np.array([1, 2], dtype=">i4"),
+        np.array(["größe", "b"]),
+        np.array([True, False]),
+        np.array([1 + 2j]),
+        np.array([(1, 2.0)], dtype=[("a", "i4"), ("größe", "f8")]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Stored array in format")
+def test_an_array_has_the_bytes_that_numpy_writes(values: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    assert npy_bytes(values) == file.getvalue() == Array(values).data
+    again = Array(values).numpy()
+    assert again.dtype == values.dtype
+    assert np.array_equal(again, values)
+    assert again.flags.writeable
+
+
+def test_objects_are_no_array() -> None:
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        npy_bytes(np.array([object()]))

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federator.contract import ApprovalState, ClientState, RunStatus
+from federator.contract import ApprovalState, ClientState, Conditions, RunStatus
 
 from hub_service import reconciler
 from hub_service.aggregators.events import EVENTS_FILE
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
+from hub_service.domain.notices import Notice
 from hub_service.domain.runs import EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
 from tests.fakes.aggregators import (
@@ -47,6 +48,7 @@ class Stage:
         self.federation = Federation(folder)
         self.backend = backend or FakeAggregators(folder / "projects")
         self.superlink = superlink or FakeSuperLink()
+        self.told: list[Notice] = []
         self.reconciler = self.new_reconciler()
         self._task: asyncio.Task[None] | None = None
 
@@ -60,6 +62,7 @@ class Stage:
             clock=self.federation.clock,
             poll_s=0.002,
             nodes_wait_s=30.0,
+            tell=self.told.append,
         )
 
     async def __aenter__(self) -> Stage:
@@ -367,6 +370,41 @@ async def test_a_withdrawn_approval_takes_the_node_out_and_a_new_one_lets_a_new_
         await at.until(lambda: at.federation.participation(at.second).node_id is not None, project_id)
         assert at.superlink.nodes[key] == at.node(at.second) != old
         assert at.run(run_id).nodes[str(at.node(at.second))] == "b"
+
+
+async def test_a_site_leaves_a_run_that_goes_on_for_more_rounds_than_it_allows(tmp_path: Path) -> None:
+    """An app may do more rounds than it was asked for."""
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started(rounds=3)
+        a, b = at.node(at.first), at.node(at.second)
+        fab_hash = at.federation.newest_hash(project_id)
+        at.federation.coordinator.decide(
+            STEWARDS["b"],
+            project_id,
+            fab_hash,
+            "scans",
+            "b",
+            ApprovalState.APPROVED,
+            conditions=Conditions(most_rounds=3),
+        )
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 3), sent(b, 3))
+        await at.until(lambda: at.run(run_id).round == 3, project_id)
+        await at.looks()
+        assert at.superlink.unregistered == []
+        at.backend.report(project_id, run_id, sent(a, 4))
+        await at.until(lambda: at.superlink.unregistered == [b], project_id)
+        assert at.run(run_id).message == "b has left the run: its approval allows 3 rounds at most."
+
+
+async def test_the_end_of_a_run_is_told_to_who_started_it(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, RunEvent(EventKind.FAILED, 1.0, text="KeyError: 'patient 4711'"))
+        run = await at.ended(project_id, run_id)
+        assert "4711" in run.message
+        (notice,) = at.told
+        assert (notice.subject, notice.users) == ("Lungs: run 1 has failed", ("anna",))
+        assert "4711" not in notice.text
 
 
 async def test_a_replaced_key_is_unregistered_and_the_new_one_kept(tmp_path: Path) -> None:

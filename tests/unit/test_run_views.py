@@ -13,8 +13,9 @@ from federator.contract import RunStatus
 from hub_service.apps.build import AppBuilder
 from hub_service.domain.projects import AppVersion, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.results.scores import scores, weighted
 from hub_service.run_progress import Progress, finite, with_site_names
-from hub_service.run_views import record, rounds, run_detail, scores, weighted
+from hub_service.run_views import record, rounds, run_detail
 from tests.fakes.aggregators import reply, sent
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.notebooks import mean_notebook

@@ -5,7 +5,7 @@ import gzip
 import httpx
 import pytest
 
-from hub_service.web.assets import PLOTLY
+from hub_service.web.assets import HUB_SCRIPT, HUB_STYLE, PLOTLY
 from tests.fakes.web_world import World
 
 
@@ -32,6 +32,18 @@ async def test_plotly_comes_from_the_installed_package_and_is_kept(world: World)
     assert b"plotly.js" in plain.content[:2000]
     assert "immutable" in packed.headers["cache-control"]
     assert packed.headers["etag"]
+
+
+async def test_the_hubs_look_comes_packed_and_without_its_icon_font(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.url) as browser:
+        style = await browser.get(f"static/{HUB_STYLE}")
+        script = await browser.get(f"static/{HUB_SCRIPT}")
+    assert b"Bootstrap" in style.content
+    assert b"@import" not in style.content
+    assert b"bootstrap" in script.content
+    for answer in (style, script):
+        assert answer.headers["content-encoding"] == "gzip"
+        assert "immutable" in answer.headers["cache-control"]
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..", "%2e%2e", "project.js.bak", ".js", "..%2Fbase.py"])

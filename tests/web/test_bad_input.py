@@ -94,6 +94,30 @@ async def test_decisions(world: World, state: str, expires_at: str | None, statu
     assert answer.status_code == status, answer.text
 
 
+@pytest.mark.parametrize(
+    ("conditions", "status"),
+    [
+        ({"most_rounds": 0}, 400),
+        ({"most_rounds": "5"}, 400),
+        ({"most_rounds": 1.5}, 400),
+        ({"largest_message": 100}, 400),
+        ({"largest_message": -1}, 400),
+        ({"members": ["ada", "nobody"]}, 400),
+        ({"members": "ada"}, 400),
+        ({"members": []}, 409),
+        ({"most_rounds": 5, "largest_message": 10**7, "members": ["ada"]}, 200),
+    ],
+)
+async def test_conditions(world: World, conditions: dict[str, object], status: int) -> None:
+    ids = await ids_of(world)
+    decision = {"project_id": ids["project_id"], "fab_hash": ids["fab_hash"], "site": "north", "dataset": "slides"}
+    async with world.api("norma") as api:
+        answer = await api.post(Route.APPROVALS, json={**decision, "state": "approved", **conditions})
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert plain(answer)["conditions"] == conditions
+
+
 @pytest.mark.parametrize("wait", ["soon", "-1", str(MAX_WAIT_S + 1), "nan", "inf", "1e400"])
 async def test_a_wait_that_is_none(world: World, wait: str) -> None:
     async with world.api("ada") as api:

@@ -14,7 +14,9 @@ from federator.contract import (
 )
 from plotly import graph_objects as go
 
-from hub_service.web.figures import main_metric, result_table, run_figure, site_titles
+from hub_service.results.metrics import main_metric
+from hub_service.web.figures import run_figure, site_titles
+from hub_service.web.result_figures import result_table
 
 TITLES = {"north": "North Hospital", "south": "South Clinic"}
 

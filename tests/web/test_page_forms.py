@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import nbformat
 import pytest
 
 from hub_service.web.templating import BADGES, Templates
@@ -62,12 +64,91 @@ async def test_what_was_put_in_is_kept(world: World) -> None:
     assert world.coordinator.home(world.principal("ada")).projects == ()
 
 
-async def test_a_refused_notebook_leaves_a_project_that_says_so(world: World) -> None:
+async def test_a_refused_notebook_creates_nothing_and_is_kept(world: World) -> None:
     async with logged_in(world, "ada") as browser:
         page = await new_project(browser, app=notebook("x = 1"))
-    assert page.status_code == 200
-    assert "lungs.ipynb cannot be its app" in alerts(page)
+    assert page.status_code == 400
     assert "build_model" in alerts(page)
+    assert "<strong>lungs.ipynb</strong> is kept" in page.text
+    assert world.coordinator.home(world.principal("ada")).projects == ()
+
+
+def carried(page: httpx.Response) -> dict[str, str]:
+    """The hidden fields of a page."""
+    fields = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', page.text)
+    return {name: html.unescape(value) for name, value in fields}
+
+
+async def test_a_new_project_shows_first_what_leaves_and_what_stays(world: World) -> None:
+    private = "password = 'not for the sites'"
+    cells = [nbformat.v4.new_code_cell(private), nbformat.v4.new_code_cell(CELL, metadata={"tags": ["federated"]})]
+    content = nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()
+    async with logged_in(world, "ada") as browser:
+        fields = {"name": "", "description": "Two\nlines", "step": "preview", **token(browser)}
+        preview = await browser.post("projects/new", data=fields, files={"app": ("a & b.ipynb", content)})
+        assert preview.status_code == 200
+        assert "def" in preview.text
+        assert "Cell 1 and all text, in your notebook." in preview.text
+        assert private not in html.unescape(preview.text)
+        assert 'value="a &amp; b"' in preview.text  # the name that is offered
+        assert world.coordinator.home(world.principal("ada")).projects == ()
+
+        kept = carried(preview)
+        back = await browser.post("projects/new", data={**kept, "name": "Mine", "step": "back", **token(browser)})
+        assert "<strong>a &amp; b.ipynb</strong> is kept" in back.text
+        assert carried(back) == kept
+        wrong = await browser.post(
+            "projects/new", data={**carried(back), "name": "", "step": "create", **token(browser)}
+        )
+        assert wrong.status_code == 400
+        assert carried(wrong) == kept
+        made = await browser.post(
+            "projects/new", data={**carried(wrong), "name": "Mine", "step": "create", **token(browser)}
+        )
+        assert "The project is created." in alerts(made)
+        assert "Version 1: a &amp; b" in made.text
+    (project,) = world.coordinator.home(world.principal("ada")).projects
+    assert project.name == "Mine"
+
+
+async def test_a_starter_is_one_click_away_from_its_preview(world: World) -> None:
+    async with logged_in(world, "ada") as browser:
+        form = await browser.get("projects/new")
+        for one in world.coordinator.starters(world.principal("ada")):
+            assert f'name="starter" value="{one.name}"' in form.text
+            assert (await browser.get(f"api/starters/{one.name}")).content
+        unknown = await browser.post("projects/new", data={"starter": "none", "step": "preview", **token(browser)})
+        assert unknown.status_code == 404
+        assert "There is no starter" in alerts(unknown)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"step": "dance"}, "no such step"),
+        ({"kept_filename": "a.ipynb", "kept_content": "no base64!"}, "did not come along unharmed"),
+        ({"kept_filename": "a.ipynb", "kept_content": "AAAA"}, "a.ipynb"),
+    ],
+)
+async def test_a_form_that_was_tampered_with_creates_nothing(world: World, fields: dict[str, str], said: str) -> None:
+    async with logged_in(world, "ada") as browser:
+        files = None if "kept_content" in fields else {"app": ("lungs.ipynb", notebook())}
+        answer = await browser.post(
+            "projects/new", data={"name": "Lungs", "description": "", **fields, **token(browser)}, files=files
+        )
+    assert answer.status_code == 400
+    assert said in answer.text
+    assert world.coordinator.home(world.principal("ada")).projects == ()
+
+
+async def test_a_file_that_is_carried_along_has_the_same_limit(world: World) -> None:
+    large = base64.b64encode(b" " * ((20 << 20) + 1)).decode()
+    fields = {"name": "Lungs", "step": "create", "kept_filename": "large.ipynb", "kept_content": large}
+    async with logged_in(world, "ada") as browser:
+        answer = await browser.post("projects/new", data={**fields, **token(browser)})
+    assert answer.status_code == 413
+    assert "large.ipynb has more than 20 MB" in alerts(answer)
+    assert 'value="Lungs"' in answer.text
 
 
 async def test_a_huge_file_in_the_form_is_refused_in_words(world: World) -> None:
@@ -118,7 +199,7 @@ async def test_the_whole_way_by_forms(world: World) -> None:
         review = re.search(r'href="(/services/federation/approvals/[^"]+)"', waiting)
         assert review is not None
         page = httpx.URL(world.url).join(review[1])
-        assert "def build_model" in (await norma.get(page)).text
+        assert "def build_model" in re.sub(r"<[^>]+>", "", (await norma.get(page)).text)
         past = {"state": "approved", "expires": "2001-01-01", "reason": "Kept text", **token(norma)}
         refused = await norma.post(page, data=past)
         assert refused.status_code == 400
@@ -189,7 +270,7 @@ async def test_the_panel_is_a_fragment_that_the_hubs_home_page_may_fetch(world: 
             assert answer.headers["x-federation-api"]
             shown[name] = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", answer.text)).strip()
             assert "<html" not in answer.text
-    assert shown["ada"] == "Federated projects New project Lungs"
+    assert shown["ada"] == "Federated projects New project My projects Lungs 2 sites, no run yet"
     assert "1 invitation waiting for you" in shown["cleo"]
     assert "1 approval waiting for you" in shown["sue"]
 

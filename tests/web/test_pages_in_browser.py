@@ -8,42 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from jupyterhub._data import DATA_FILES_PATH
 from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, Route, async_playwright, expect
-from tornado.web import Application, RequestHandler, StaticFileHandler
 
-from tests.fakes.hub import FakeHub
-from tests.fakes.web_world import CELL, World, public_key, served_world
+from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.site_stages import Stage
+from tests.fakes.hub_pages import FakeHubWithPages
+from tests.fakes.web_world import CELL, World, notebook, public_key, served_world
 
 pytestmark = pytest.mark.needs_browser
 
 CHROMIUM = "/usr/bin/chromium"
-STATIC = Path(DATA_FILES_PATH) / "static"
 WIDTHS = (1280, 390)
-
-
-class _Home(RequestHandler):
-    """The Hub's home page, as far as the federation panel sees it."""
-
-    def get(self) -> None:
-        self.finish(
-            '<!DOCTYPE html><title>Home</title><section id="federation-panel" data-src="/services/federation/panel">'
-            '</section><script src="/services/federation/static/panel.js" defer></script>'
-        )
-
-
-class FakeHubWithPages(FakeHub):
-    def serve_in(self, application: Application) -> None:
-        super().serve_in(application)
-        logo = {"path": STATIC / "images", "default_filename": "jupyterhub-80.png"}
-        application.add_handlers(
-            ".*",
-            [
-                (r"/hub/static/(.*)", StaticFileHandler, {"path": STATIC}),
-                (r"/hub/()logo", StaticFileHandler, logo),
-                (r"/hub/home", _Home),
-            ],
-        )
 
 
 @pytest.fixture
@@ -103,17 +78,17 @@ async def test_the_page_is_live_and_keeps_what_a_person_is_typing(world: World, 
     project_id, _ = await world.shared_project()
     async with visit.page("ada") as page:
         await page.goto(f"{world.url}projects/{project_id}")
-        await page.fill("#rounds", "42")
+        await page.fill("#run-rounds", "42")
         await page.uncheck("#compare")
-        await page.focus("#rounds")
+        await page.focus("#run-rounds")
         world.make_ready(project_id)
         await expect(page.locator("#participants")).to_contain_text("client ready")
-        assert await page.input_value("#rounds") == "42"
+        assert await page.input_value("#run-rounds") == "42"
 
         world.add_app(project_id, source=CELL + "# newer")
         await expect(page.locator("#versions")).to_contain_text("Version 2")
         assert not await page.is_checked("#compare")
-        assert await page.evaluate("document.activeElement.id") == "rounds"
+        assert await page.evaluate("document.activeElement.id") == "run-rounds"
 
         world.coordinator.remove_member(world.principal("ada"), project_id, "ben")
         await expect(page.locator("#participants")).to_contain_text("removed")
@@ -239,3 +214,132 @@ async def test_what_cannot_be_undone_is_asked_first(world: World, visit: Visit) 
         await page.click("text=Remove")
         assert questions == ["Remove ben? Their Flower client ends at once."]
         assert [one.user for one in world.store.participations(project_id) if one.active] == ["ada", "ben"]
+
+
+async def test_a_metric_is_chosen_by_keyboard_and_stays_chosen(world: World, visit: Visit) -> None:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.report_round(project_id, run_id, 1)
+    async with visit.page("ben") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        await expect(page.locator("#curve .ytitle")).to_have_text("Accuracy")
+        await page.focus("#metric")
+        await page.keyboard.press("ArrowDown")
+        await expect(page.locator("#curve .ytitle")).to_have_text("Loss")
+        world.report_round(project_id, run_id, 2)
+        points = page.locator("#curve .scatterlayer .trace").first.locator(".point")
+        await expect(points).to_have_count(2)
+        await expect(page.locator("#curve .ytitle")).to_have_text("Loss")
+        assert await page.input_value("#metric") == "evaluate/loss"
+        assert await page.evaluate("document.activeElement.id") == "metric"
+
+
+async def test_the_log_grows_while_it_is_read_and_is_no_markup(world: World, visit: Visit) -> None:
+    project_id, _ = await world.shared_project()
+    async with visit.page("ben") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        await expect(page.locator("#log")).to_be_hidden()
+        run_id = world.start_run(project_id)
+        world.report_round(project_id, run_id, 1)
+        world.logs[run_id] = b"INFO <img src=x onerror=alert(1)>\n"
+        await page.click("#log summary")
+        lines = page.locator("#log-lines")
+        await expect(lines).to_have_text("INFO <img src=x onerror=alert(1)>\n")
+        world.logs[run_id] += b"INFO round 2\n"
+        await expect(lines).to_have_text("INFO <img src=x onerror=alert(1)>\nINFO round 2\n")
+        world.logs[run_id] = b"cut\n"
+        await expect(lines).to_have_text("cut\n")
+        assert await page.evaluate("document.querySelectorAll('#log-lines *').length") == 0
+
+
+async def test_who_computes_and_for_how_long_is_told(world: World, visit: Visit) -> None:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.store.add_events(
+        run_id, [RunEvent(EventKind.SENT, 1.0, "federated", 1, "train", node, size=9) for node in (10, 11)]
+    )
+    async with visit.page("ben") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        row = page.locator(".activity tr", has_text="North Hospital")
+        for stage, word in ((Stage.RECEIVING, "receiving"), (Stage.COMPUTING, "computing"), (Stage.SENDING, "sending")):
+            world.coordinator.node_moved(world.participation(project_id, "ada"), stage)
+            await expect(row).to_contain_text(word)
+            await expect(row.locator(".since")).to_contain_text("for ")
+
+
+async def test_times_are_told_in_the_readers_zone_and_in_utc_without_scripts(world: World, chromium: Browser) -> None:
+    project_id = world.project()
+    shown = {}
+    for scripts in (True, False):
+        context = await chromium.new_context(
+            timezone_id="America/New_York", locale="en-US", java_script_enabled=scripts
+        )
+        await context.add_cookies(
+            [{"name": "fake-hub-login", "value": "ada", "url": world.url.partition("/services")[0]}]
+        )
+        page = await context.new_page()
+        await page.goto(f"{world.url}projects/{project_id}")
+        time = page.locator("main time").first
+        assert await time.get_attribute("datetime") == "2026-11-23T12:00:00+00:00"
+        shown[scripts] = await time.inner_text()
+        await context.close()
+    assert shown[False] == "23 Nov 2026, 12:00 UTC"
+    assert "7:00" in shown[True]
+
+
+async def test_a_screen_reader_hears_a_new_step_once(world: World, visit: Visit) -> None:
+    project_id, _ = await world.shared_project()
+    async with visit.page("ada") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        said = page.locator("#said[aria-live=polite]")
+        await expect(said).to_have_text("")
+        world.make_ready(project_id)
+        await expect(said).to_contain_text("start a run")
+        await page.evaluate(
+            "new MutationObserver(() => { document.body.dataset.chatter = 'yes'; })"
+            ".observe(document.getElementById('said'), {childList: true, characterData: true, subtree: true})"
+        )
+        world.add_app(project_id, owner="ada", source=CELL + "# newer")
+        await expect(page.locator("#versions")).to_contain_text("Version 2")
+        await expect(said).to_contain_text("Waiting for the data stewards")
+        world.coordinator.remove_member(world.principal("ada"), project_id, "ben")
+        await expect(page.locator("#participants")).to_contain_text("removed")
+        await expect(said).to_have_text("Waiting for the data stewards of North Hospital to approve version 2.")
+
+
+async def test_the_keyboard_skips_to_the_content(world: World, visit: Visit) -> None:
+    async with visit.page("ada") as page:
+        await page.goto(world.url)
+        await page.keyboard.press("Tab")
+        skip = page.locator("a.skip")
+        await expect(skip).to_be_focused()
+        await expect(skip).to_be_in_viewport()
+        await page.keyboard.press("Enter")
+        assert await page.evaluate("document.activeElement.id") == "content"
+
+
+async def test_a_new_project_is_made_without_scripts(world: World, chromium: Browser) -> None:
+    context = await chromium.new_context(java_script_enabled=False)
+    await context.add_cookies([{"name": "fake-hub-login", "value": "ada", "url": world.url.partition("/services")[0]}])
+    page = await context.new_page()
+    await page.goto(f"{world.url}projects/new")
+    await page.get_by_label("Name").fill("Without scripts")
+    chosen = {"name": "lungs.ipynb", "mimeType": "application/json", "buffer": notebook()}
+    await page.get_by_label("Notebook or Flower app").set_input_files(chosen)  # type: ignore[arg-type]
+    await page.get_by_role("button", name="Next").click()
+    await page.get_by_role("button", name="Create project").click()
+    await expect(page.get_by_role("heading", name="Without scripts")).to_be_visible()
+    await expect(page.locator("[aria-current=step]")).to_contain_text("Sites")
+    await context.close()
+
+
+async def test_a_file_that_is_too_large_never_leaves_the_browser(world: World, visit: Visit, tmp_path: Path) -> None:
+    large = tmp_path / "large.ipynb"
+    large.write_bytes(b" " * ((20 << 20) + 1))
+    async with visit.page("ada") as page:
+        await page.goto(f"{world.url}projects/new")
+        await page.get_by_label("Name").fill("Kept")
+        await page.get_by_label("Notebook or Flower app").set_input_files(large)
+        await page.get_by_role("button", name="Next").click()
+        assert "20 MB" in await page.locator("#app").evaluate("field => field.validationMessage")
+        assert await page.input_value("#name") == "Kept"

@@ -16,6 +16,8 @@ ACCESS: list[tuple[str, Route, dict[str, Any], tuple[int, int, int, int, int]]] 
     ("GET", Route.OPENAPI, {}, (401, 200, 200, 200, 200)),
     ("GET", Route.HOME, {}, (401, 200, 200, 200, 200)),
     ("GET", Route.MY_SITE, {}, (401, 200, 200, 200, 200)),
+    ("GET", Route.STARTERS, {}, (401, 200, 200, 200, 200)),
+    ("GET", Route.STARTER, {}, (401, 200, 200, 200, 200)),
     ("GET", Route.PROJECTS, {}, (401, 200, 200, 200, 200)),
     ("POST", Route.PROJECTS, {"json": {"name": "Mine"}}, (401, 201, 201, 201, 201)),
     ("GET", Route.PROJECT, {}, (401, 404, 200, 200, 404)),
@@ -26,6 +28,18 @@ ACCESS: list[tuple[str, Route, dict[str, Any], tuple[int, int, int, int, int]]] 
         (401, 404, 403, 201, 404),
     ),
     ("GET", Route.APP, {}, (401, 404, 200, 200, 200)),
+    (
+        "POST",
+        Route.BUILD,
+        {"params": {"filename": "new.ipynb"}, "content": notebook()},
+        (401, 200, 200, 200, 200),
+    ),
+    (
+        "PUT",
+        Route.SITE_PACKAGES,
+        {"json": {"distributions": {"numpy": "2.0"}, "modules": ["numpy"]}},
+        (401, 204, 204, 204, 204),
+    ),
     ("POST", Route.INVITATIONS, {"json": {"user": "cleo"}}, (401, 404, 403, 201, 404)),
     ("POST", Route.DECLINE, {}, (401, 404, 403, 403, 404)),
     ("POST", Route.PARTICIPATION, {"json": {"dataset": "scans"}}, (401, 404, 409, 409, 404)),
@@ -34,11 +48,20 @@ ACCESS: list[tuple[str, Route, dict[str, Any], tuple[int, int, int, int, int]]] 
     ("GET", Route.EVENTS, {}, (401, 404, 200, 200, 404)),
     ("POST", Route.RUNS, {"json": {"rounds": 2, "compare": False}}, (401, 404, 403, 201, 404)),
     ("GET", Route.RUN, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_FIGURES, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_LOG, {}, (401, 404, 200, 200, 404)),
     ("POST", Route.RUN_STOP, {}, (401, 404, 403, 409, 404)),
+    ("GET", Route.RUN_RESULT, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_MODELS, {}, (401, 404, 200, 200, 404)),
     ("GET", Route.RUN_MODEL, {}, (401, 404, 200, 200, 404)),
     ("GET", Route.RUN_RECORD, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_CARD, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_SIGNED, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.RUN_CAPSULE, {}, (401, 404, 200, 200, 404)),
+    ("GET", Route.SIGNING_KEY, {}, (401, 200, 200, 200, 200)),
     ("GET", Route.APPROVALS, {}, (401, 200, 200, 200, 200)),
     ("POST", Route.APPROVALS, {"json": "decision"}, (401, 404, 404, 404, 200)),
+    ("GET", Route.DECISIONS, {}, (401, 404, 404, 404, 200)),
     ("GET", Route.ASSIGNMENTS, {}, (401, 200, 200, 200, 200)),
     ("PUT", Route.NODE, {"json": {"public_key": public_key()}}, (401, 404, 200, 404, 403)),
     ("DELETE", Route.NODE, {}, (401, 404, 403, 404, 403)),
@@ -61,6 +84,8 @@ async def tenant(world: World, folder: Path) -> dict[str, str]:
         "run_id": run_id,
         "participation_id": world.participation(project_id, "ben"),
         "user": "ben",
+        "site": "south",
+        "name": "tabular",
     }
 
 
@@ -158,7 +183,7 @@ async def test_a_stranger_learns_nothing_from_a_supernodes_form(world: World, fo
 
 @pytest.mark.parametrize("name", ["outsider", "visitor", "robot"])
 async def test_a_login_without_the_scope_gets_nothing(world: World, name: str) -> None:
-    ids = dict.fromkeys(("project_id", "fab_hash", "run_id", "participation_id", "user"), "x")
+    ids = dict.fromkeys(("project_id", "fab_hash", "run_id", "participation_id", "user", "name", "site"), "x")
     async with world.api(name) as api:
         for one in OPERATIONS:
             answer = await api.request(one.method, path(one.route, **ids), content=b"{}")

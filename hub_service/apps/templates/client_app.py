@@ -4,13 +4,14 @@ The node's configuration names the folder of the data: `dataset-path`. A process
 model and the data, and loads the data again when a run starts with other files or another configuration.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from . import notebook, task
+from . import notebook, strategies, task
 
 app = ClientApp()
 
@@ -18,7 +19,14 @@ _loaded: dict[str, tuple[Any, tuple[Any, Any]]] = {}
 _checked: dict[str, tuple[int, tuple[int, int, int]]] = {}
 
 
-@app.train()
+def _clip(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """A notebook with a strategy of its own may use the configuration's names for something else."""
+    if hasattr(notebook, "strategy"):
+        return call_next(message, context)
+    return strategies.clip_where_asked(message, context, call_next)
+
+
+@app.train(mods=[_clip])
 def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this site's training data."""
     config = _config(message, context)

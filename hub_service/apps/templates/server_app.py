@@ -3,16 +3,15 @@
 import logging
 from typing import Any
 
+import numpy as np
 from flwr.app import DEFAULT_TTL, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 
-from . import notebook, task
+from . import notebook, strategies, task
 
 app = ServerApp()
 
 _log = logging.getLogger("flwr")
-_MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 
 @app.main()
@@ -23,23 +22,28 @@ def main(grid: Grid, context: Context) -> None:
     initial = task.arrays_of(notebook.build_model())
     strategy = _strategy(config)
     lower_minima(strategy, nodes=max(1, len(list(grid.get_node_ids()))))
+    if _adds_noise(strategy):
+        np.random.seed(None)  # who knows the seed could take the noise away again
     # A site may train for hours. One that is gone is answered for by the SuperLink, so nothing waits for it.
     strategy.start(grid=grid, initial_arrays=initial, num_rounds=int(config["num-server-rounds"]), timeout=DEFAULT_TTL)
 
 
 def _strategy(config: dict[str, Any]) -> Any:
-    """The notebook's own strategy, else FedAvg over all nodes, going on with the others when one is away."""
-    if hasattr(notebook, "strategy"):
-        return notebook.strategy(config)
-    return FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    """The notebook's own strategy, else the one that the configuration names, else federated averaging."""
+    return notebook.strategy(config) if hasattr(notebook, "strategy") else strategies.chosen(config)
+
+
+def _adds_noise(strategy: Any) -> bool:
+    """Whether it is one of Flower's wrappers for differential privacy."""
+    return hasattr(strategy, "strategy")
 
 
 def lower_minima(strategy: Any, nodes: int) -> None:
     """Flower waits without end for nodes that a strategy demands beyond those there are; lower what it demands."""
-    for name in _MINIMA:
+    for name in strategies.MINIMA:
         demanded = getattr(strategy, name, 0)
         if demanded > nodes:
             _log.warning("%s lowered from %d to %d: so many nodes take part", name, demanded, nodes)
             setattr(strategy, name, nodes)
-    if hasattr(strategy, "strategy"):  # Flower's wrappers for differential privacy
+    if _adds_noise(strategy):
         lower_minima(strategy.strategy, nodes)

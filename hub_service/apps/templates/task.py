@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ def put_arrays(model: Any, arrays: ArrayRecord) -> None:
 def metric_record(function: str, metrics: Any, data: Any) -> MetricRecord:
     """The metrics that `train` or `evaluate` returned, with the number of examples that stand behind them.
 
+    `evaluate` may return the counts of a confusion table as "confusion": a row for each true class.
+
     Raises:
-        ValueError: a metric is not a number; the text names the function and the key.
+        ValueError: a metric is no number and no list of numbers; the text names the function and the key.
     """
     if not isinstance(metrics, Mapping):
         raise ValueError(f"{function}() returned {type(metrics).__name__}; a dictionary of numbers is needed")
     record = MetricRecord()
     for key, value in metrics.items():
-        record[str(key)] = _number(function, str(key), value)
+        record[str(key)] = _value(function, str(key), value)
     if NUM_EXAMPLES not in record:
         record[NUM_EXAMPLES] = count_examples(function, data)
     if record[NUM_EXAMPLES] == 0:
@@ -58,13 +60,34 @@ def metric_record(function: str, metrics: Any, data: Any) -> MetricRecord:
     return record
 
 
+def _value(function: str, key: str, value: Any) -> int | float | list[int] | list[float]:
+    """A plain number, or a plain list of numbers: a table, such as confusion counts, is put row behind row."""
+    is_array = hasattr(value, "tolist")  # numpy's and torch's
+    if is_array:
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return _number(function, key, value)
+    numbers = [_number(function, key, one) for one in _flat(value)]
+    if not numbers:
+        raise ValueError(f"{function}(): the metric {key!r} is an empty list")
+    if is_array and len(numbers) == 1:
+        return numbers[0]
+    if all(isinstance(one, int) for one in numbers):
+        return [int(one) for one in numbers]
+    return [float(one) for one in numbers]
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for one in values:
+        if isinstance(one, list | tuple):
+            yield from _flat(one)
+        else:
+            yield one
+
+
 def _number(function: str, key: str, value: Any) -> int | float:
-    """A plain number, also out of a numpy scalar or a tensor of one element."""
-    if hasattr(value, "item") and getattr(value, "size", 1) != 0:
-        try:
-            value = value.item()
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{function}(): the metric {key!r} has more than one value") from error
+    if hasattr(value, "item"):
+        value = value.item()
     if not isinstance(value, int | float):
         raise ValueError(f"{function}(): the metric {key!r} is a {type(value).__name__}, not a number")
     return int(value) if isinstance(value, int) else value

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from federator.contract import ApprovalRequest, ApprovalState
+from federator.contract import (
+    ANY_LENGTH,
+    AppReview,
+    ApprovalRequest,
+    ApprovalState,
+    Conditions,
+    DeclaredOutput,
+    output_type,
+)
 
+from hub_service.apps.comparing import Change, compare
+from hub_service.apps.findings import find
 from hub_service.domain import policy
 from hub_service.domain.errors import FederationError, Invalid, NotFound
 from hub_service.views import SiteNode
@@ -18,8 +34,8 @@ class ApprovalsPage(PageHandler):
         requests = self.parts.coordinator.approvals(self.principal)
         self.render_page(
             "approvals.html",
-            waiting=[one for one in requests if one.state is ApprovalState.WAITING],
-            decided=[one for one in requests if one.state is not ApprovalState.WAITING],
+            waiting=[one for one in requests if one.state.asks],
+            decided=[one for one in requests if not one.state.asks],
             sites=sorted(policy.sites_decided_by(self.principal)),
             nodes=self.parts.coordinator.site_nodes(self.principal),
         )
@@ -43,10 +59,21 @@ class ReviewPage(PageHandler):
 
     def _show(self, request: ApprovalRequest, refusal: Refusal | None) -> None:
         site = self.my_site()
+        coordinator = self.parts.coordinator
+        review = coordinator.app_review(self.principal, request.project_id, request.fab_hash)
+        installed = coordinator.site_modules(self.principal, request.site)
+        outputs = tuple(Output.of(one) for one in review.outputs)
         self.render_page(
             "review.html",
             request=request,
-            review=self.parts.coordinator.app_review(self.principal, request.project_id, request.fab_hash),
+            review=review,
+            findings=find(review, installed),
+            unknown_origin=installed is None,
+            outputs=outputs,
+            declared_bytes=_most_bytes(outputs),
+            decisions=coordinator.decisions(self.principal, request.project_id, request.site),
+            full=self.get_query_argument("show", "") == "all",
+            **self._changes(request, review),
             refusal=refusal,
             kept=refusal.kept if refusal else {},
             site_title=site.title if site is not None and site.slug == request.site else request.site,
@@ -54,9 +81,23 @@ class ReviewPage(PageHandler):
             node=self._node(request),
         )
 
+    def _changes(self, request: ApprovalRequest, review: AppReview) -> dict[str, Any]:
+        """What differs from the version last approved at this site and dataset, where there is one."""
+        found = self.parts.coordinator.last_approved(self.principal, request)
+        if found is None:
+            return {"earlier": None, "comparison": None, "changed_cells": (), "changed_files": ()}
+        earlier, before = found
+        comparison = compare(before, review)
+        return {
+            "earlier": earlier,
+            "comparison": comparison,
+            "changed_cells": [one for one in comparison.cells if one.change is not Change.SAME],
+            "changed_files": [one for one in comparison.files if one.change is not Change.SAME],
+        }
+
     def post(self, *path: str) -> None:
         asked = self._find(path)
-        reason, expires = self.field("reason"), self.field("expires")
+        kept = {name: self.field(name) for name in ("reason", "expires", "rounds", "largest", "only_members")}
         try:
             decided = self.parts.coordinator.decide(
                 self.principal,
@@ -65,15 +106,17 @@ class ReviewPage(PageHandler):
                 asked.dataset,
                 asked.site,
                 _decision(self.field("state")),
-                reason,
-                _end_of_day(expires),
+                kept["reason"],
+                _end_of_day(kept["expires"]) or _exact_time(self.field("expires_at")),
+                self._conditions(kept),
             )
         except NotFound:
             raise
         except FederationError as error:
-            self._show(asked, self.refuse("decision", error, reason=reason, expires=expires))
+            self._show(asked, self.refuse("decision", error, **kept))
             return
         words = {
+            ApprovalState.APPROVED_ONCE: "waits for a second data steward",
             ApprovalState.APPROVED: "is approved",
             ApprovalState.REJECTED: "is rejected",
             ApprovalState.REVOKED: "is no longer approved",
@@ -85,6 +128,70 @@ class ReviewPage(PageHandler):
             said=f"Version {asked.version} of {asked.project_name} {words[decided.state]}.",
             next_step="Now register the key of your site's SuperNode." if lacks_key else "",
         )
+
+    def _conditions(self, kept: Mapping[str, str]) -> Conditions:
+        """The form's conditions. Raises Invalid."""
+        return Conditions(
+            most_rounds=self.whole_number("rounds") if kept["rounds"].strip() else None,
+            largest_message=_bytes(kept["largest"]) if kept["largest"].strip() else None,
+            members=tuple(self.get_body_arguments("member", strip=False)) if kept["only_members"] else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One declared output, for the table. `bytes` is 0 where the declaration leaves the size open."""
+
+    message: str
+    key: str
+    type: str
+    bytes: int
+
+    @classmethod
+    def of(cls, declared: DeclaredOutput) -> Output:
+        open_ended = ANY_LENGTH in declared.shape or declared.dtype in _OPEN_TYPES
+        size = 0 if open_ended else math.prod(declared.shape) * _item_size(declared.dtype)
+        return cls(declared.message, f"{declared.record}/{declared.key}", output_type(declared), size)
+
+
+_OPEN_TYPES = ("text", "bytes")
+_BITS = re.compile(r"\d+$")
+
+
+def _item_size(dtype: str) -> int:
+    """Bytes of one number, by the bits that its type's name ends with."""
+    bits = _BITS.search(dtype)
+    if bits is not None:
+        return max(1, int(bits[0]) // 8)
+    return 1 if dtype == "bool" else 8
+
+
+def _most_bytes(outputs: Sequence[Output]) -> int:
+    """Bytes of the largest answer that is declared; 0 where one has no fixed size, and where nothing is declared."""
+    if not all(one.bytes for one in outputs):
+        return 0
+    sizes: dict[str, int] = defaultdict(int)
+    for one in outputs:
+        sizes[one.message] += one.bytes
+    return max(sizes.values(), default=0)
+
+
+def _bytes(megabytes: str) -> int:
+    """Bytes from a number of MB as the form sends it. Raises Invalid."""
+    try:
+        size = float(megabytes) * (1 << 20)
+        if not math.isfinite(size):
+            raise ValueError
+    except ValueError:
+        raise Invalid(
+            f"“{megabytes[:20]}” is not a size.", "Put in a number of MB such as 25, or leave it empty."
+        ) from None
+    return round(size)
+
+
+def _exact_time(text: str) -> datetime | None:
+    """A time that an earlier page was given; None for none. Raises Invalid."""
+    return parse_time(text) if text else None
 
 
 def _decision(text: str) -> ApprovalState:

@@ -15,6 +15,7 @@ from tornado.web import HTTPError
 
 from hub_service.domain.errors import FederationError, Forbidden, Invalid, TooLarge
 from hub_service.identity import PageIdentity
+from hub_service.web.assets import HUB_SCRIPT, HUB_STYLE
 from hub_service.web.base import Answering, Upload
 from hub_service.web.error_map import problem_of
 from hub_service.web.hub_address import hub_address
@@ -46,6 +47,8 @@ class PageHandler(Answering, PageIdentity):
         return {
             "user": principal.name if principal else None,
             "hub": self.hub_auth.hub_prefix,
+            "hub_style": HUB_STYLE,
+            "hub_script": HUB_SCRIPT,
             "flash": self._take_flash(),
             "xsrf": self.xsrf_token.decode("ascii"),
             "address": hub_address(self.request),
@@ -114,12 +117,17 @@ class UploadPage(Upload, PageHandler):
         for name, values in arguments.items():
             self.request.arguments.setdefault(name, []).extend(values)
 
+    def chosen(self, name: str) -> bool:
+        """Whether a file was chosen in this field."""
+        files = self.request.files.get(name)
+        return bool(files and files[-1]["filename"])
+
     def file(self, name: str) -> tuple[str, bytes]:
         """Name and content of the file that was chosen. Raises Invalid if none was."""
-        files = self.request.files.get(name)
-        if not files or not files[-1]["filename"]:
+        if not self.chosen(name):
             raise Invalid("No notebook or app was chosen.", "Choose an .ipynb file, or a Flower app as a zip file.")
-        return files[-1]["filename"], files[-1]["body"]
+        last = self.request.files[name][-1]
+        return last["filename"], last["body"]
 
 
 class NoSuchPage(PageHandler):

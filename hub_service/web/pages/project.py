@@ -108,13 +108,17 @@ class RemoveForm(ProjectFrame):
 
 class RunForm(ProjectFrame):
     def post(self, project_id: str) -> None:
-        rounds, compare = self.field("rounds"), self.field("compare")
+        rounds, compare, seed = self.field("rounds"), self.field("compare"), self.field("seed")
         try:
             self.parts.coordinator.start_run(
-                self.principal, project_id, self.whole_number("rounds"), compare=bool(compare)
+                self.principal,
+                project_id,
+                self.whole_number("rounds"),
+                compare=bool(compare),
+                seed=self.whole_number("seed") if seed.strip() else None,
             )
         except FederationError as error:
-            self.refuse_form(project_id, "run", error, rounds=rounds, compare=compare)
+            self.refuse_form(project_id, "run", error, rounds=rounds, compare=compare, seed=seed)
             return
         self.go("projects", project_id, said="The run is starting.")
 

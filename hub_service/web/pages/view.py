@@ -15,7 +15,9 @@ from hub_service.domain.errors import Forbidden, NotFound
 from hub_service.domain.projects import Principal
 from hub_service.domain.sites import runs_supernode
 from hub_service.views import SiteNode
-from hub_service.web.figures import ResultTable, result_table, run_figure, site_titles
+from hub_service.web.figures import run_figure, site_titles
+from hub_service.web.result_figures import ResultView, result_view
+from hub_service.web.steps import project_steps
 from hub_service.web.templating import Templates
 
 SECTIONS = ("next", "runs", "rounds", "result", "participants", "versions")
@@ -29,7 +31,7 @@ class ProjectView:
     run: RunDetail | None
     titles: Mapping[str, str]  # of the run's sites
     figure: dict[str, Any] | None
-    table: ResultTable | None
+    result: ResultView | None  # None without a run
     datasets: tuple[str, ...]  # of the person's own site
     site_title: str  # "" where the person has none
     isolates: bool  # False where the person's own site isolates nothing
@@ -43,8 +45,10 @@ class Section:
     digest: str  # tells whether the browser shows it already
 
 
-def project_view(coordinator: Coordinator, principal: Principal, project_id: str, run_id: str = "") -> ProjectView:
-    """The view of a project with its newest run, or with the run that was chosen.
+def project_view(
+    coordinator: Coordinator, principal: Principal, project_id: str, run_id: str = "", metric: str = ""
+) -> ProjectView:
+    """The view of a project with its newest run, or with the run and the metric that were chosen.
 
     Raises NotFound for a project or a run that does not exist or is not the person's to see.
     """
@@ -59,8 +63,8 @@ def project_view(coordinator: Coordinator, principal: Principal, project_id: str
         project=project,
         run=run,
         titles=titles,
-        figure=run_figure(run, titles) if run else None,
-        table=result_table(run, titles) if run else None,
+        figure=run_figure(run, titles, metric) if run else None,
+        result=result_view(run, titles) if run else None,
         datasets=tuple(one.name for one in site.datasets) if site else (),
         site_title=site.title if site else "",
         isolates=site.isolates if site else True,
@@ -84,7 +88,8 @@ def render_sections(templates: Templates, view: ProjectView, **frame: Any) -> di
             was put into a form that was refused.
     """
     rendered = {}
+    steps = project_steps(view.project)
     for name in SECTIONS:
-        html = templates.render(f"sections/{name}.html", {"view": view, **frame})
+        html = templates.render(f"sections/{name}.html", {"view": view, "steps": steps, **frame})
         rendered[name] = Section(Markup(html), hashlib.sha256(html.encode()).hexdigest()[:16])  # noqa: S704 - escaped by Jinja
     return rendered

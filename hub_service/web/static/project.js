@@ -38,10 +38,36 @@
     restore();
   };
 
-  const showFigure = (figure) => {
-    if (!window.Plotly) return;
+  // The choice stands outside of the sections: nothing that comes in takes it from under a person's hands.
+  const choice = document.getElementById("curve-choice");
+  const metric = document.getElementById("metric");
+  const offerMetrics = ({ metric: shown, metrics }) => {
+    const offered = JSON.stringify(metrics);
+    if (metric.dataset.offered !== offered) {
+      metric.dataset.offered = offered;
+      const groups = new Map();
+      for (const [key, title, group] of metrics) {
+        if (!groups.has(group)) {
+          const optgroup = document.createElement("optgroup");
+          optgroup.label = group;
+          groups.set(group, optgroup);
+        }
+        groups.get(group).append(new Option(title, key));
+      }
+      metric.replaceChildren(...groups.values());
+    }
+    metric.value = shown;
+    choice.hidden = false;
+  };
+
+  let newest = null;
+  const showFigure = async (figure) => {
+    newest = figure;
+    const plotly = await window.loadPlotly();
+    if (figure !== newest) return;
     curve.hidden = false;
-    window.Plotly.react(curve, figure.data, figure.layout, { responsive: true, displayModeBar: false });
+    offerMetrics(figure.layout.meta);
+    plotly.react(curve, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   };
 
   // A stream that is refused for good was refused for its login or its XSRF token, as after a second login in another
@@ -54,18 +80,75 @@
     window.location.reload();
   };
 
-  const stream = new EventSource(live.dataset.events);
-  stream.addEventListener("open", () => { connection.hidden = true; });
-  stream.addEventListener("error", () => {
-    connection.hidden = false;
-    if (stream.readyState === EventSource.CLOSED) renew();
-  });
-  stream.addEventListener("section", (event) => showSection(JSON.parse(event.data)));
-  stream.addEventListener("figure", (event) => showFigure(JSON.parse(event.data)));
-  stream.addEventListener("gone", () => {
-    stream.close();
-    window.location.reload();
-  });
+  let stream;
+  const follow = (chosen) => {
+    stream?.close();
+    const source = new EventSource(live.dataset.events + (chosen ? `&metric=${encodeURIComponent(chosen)}` : ""));
+    stream = source;
+    source.addEventListener("open", () => { connection.hidden = true; });
+    source.addEventListener("error", () => {
+      connection.hidden = false;
+      if (source.readyState === EventSource.CLOSED) renew();
+    });
+    source.addEventListener("section", (event) => showSection(JSON.parse(event.data)));
+    source.addEventListener("figure", (event) => showFigure(JSON.parse(event.data)));
+    source.addEventListener("gone", () => {
+      source.close();
+      window.location.reload();
+    });
+  };
+  follow("");
+  metric.addEventListener("change", () => follow(metric.value));
   // A page that is left must not hold one of the browser's few connections to the Hub.
   window.addEventListener("pagehide", () => stream.close());
+
+  // How long a site has been at it, by this browser's clock.
+  const LOOK_MS = 1000;
+  const tellSince = () => {
+    for (const one of document.querySelectorAll(".since[data-since]")) {
+      const seconds = Math.max(0, Math.round((Date.now() - Date.parse(one.dataset.since)) / 1000));
+      one.textContent = seconds < 120 ? `for ${seconds} s` : `for ${Math.floor(seconds / 60)} min`;
+    }
+  };
+  window.setInterval(tellSince, LOOK_MS);
+  new MutationObserver(tellSince).observe(document.getElementById("runs"), { childList: true });
+
+  // The log is asked for while somebody reads it.
+  const LONGEST_LOG = 500000; // characters on the page
+  const log = document.getElementById("log");
+  const lines = document.getElementById("log-lines");
+  const read = { run: "", end: 0, whole: false, asking: false };
+  const readLog = async () => {
+    const run = document.querySelector("#runs .run")?.dataset;
+    log.hidden = !run;
+    if (!run || !log.open || document.hidden || read.asking) return;
+    if (run.run !== read.run) {
+      Object.assign(read, { run: run.run, end: 0, whole: false });
+      lines.textContent = "";
+    }
+    if (read.whole) return;
+    read.asking = true;
+    const ended = "ended" in run;
+    try {
+      const query = `after=${read.end}&_xsrf=${encodeURIComponent(log.dataset.xsrf)}`;
+      const answer = await fetch(`${log.dataset.runs}/${encodeURIComponent(read.run)}/log?${query}`);
+      if (answer.ok) addLines(await answer.json(), ended);
+    } catch {
+      return; // the next look asks again
+    } finally {
+      read.asking = false;
+    }
+  };
+  const addLines = ({ text, start, end }, ended) => {
+    const atEnd = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 40;
+    if (start > read.end) lines.append("… older lines are left out …\n");
+    if (end < read.end) lines.textContent = ""; // the log was cut
+    if (text) lines.append(text);
+    if (lines.textContent.length > LONGEST_LOG) lines.textContent = lines.textContent.slice(-LONGEST_LOG / 2);
+    read.whole = ended && end === read.end;
+    read.end = end;
+    if (atEnd) lines.scrollTop = lines.scrollHeight;
+  };
+  log.addEventListener("toggle", readLog);
+  window.setInterval(readLog, LOOK_MS);
 })();

@@ -9,10 +9,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from federator.notebook import Project, Run, RunFailed, project, projects, publish
+    from federator.authoring import Preview, Trial, TrialFailed, preview, publish, try_here
+    from federator.notebook import Project, Run, RunFailed, compare, load_model, project, projects
     from federator.service_client import ServiceError
+    from federator.starter_notebooks import starter, starters
 
-__all__ = ["Project", "Run", "RunFailed", "ServiceError", "project", "projects", "publish"]
+__all__ = [
+    "Preview",
+    "Project",
+    "Run",
+    "RunFailed",
+    "ServiceError",
+    "Trial",
+    "TrialFailed",
+    "compare",
+    "load_model",
+    "preview",
+    "project",
+    "projects",
+    "publish",
+    "starter",
+    "starters",
+    "try_here",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +41,14 @@ def __getattr__(name: str) -> Any:
         from federator.service_client import ServiceError
 
         return ServiceError
+    if name in ("starter", "starters"):
+        from federator import starter_notebooks
+
+        return getattr(starter_notebooks, name)
+    if name in ("Preview", "Trial", "TrialFailed", "preview", "publish", "try_here"):
+        from federator import authoring
+
+        return getattr(authoring, name)
     from federator import notebook
 
     return getattr(notebook, name)

@@ -25,8 +25,9 @@ from federator.delay import Delay
 
 REASSIGN = "reassign_client"  # control message to a client kernel; its content is the newest Assignment
 STOP_TIMEOUT = 1.0  # seconds that a stopping kernel gives its node
-REPORT_PAUSE = 0.5  # seconds in which a node at work may change its state again before the service is told
 SHOW_TIMEOUT = 5.0  # seconds that showing the client waits for what the service knows of the last run
+
+_CONNECTED = frozenset({ClientState.READY, ClientState.WORKING})
 
 OnState = Callable[[ClientState, str], None]
 
@@ -205,17 +206,21 @@ class FlowerClient:
         self._reports.put(self._status)
 
     def _send_reports(self) -> None:
-        """Send the newest report, again and again until the service has it; older ones are skipped."""
+        """Send the newest report, again and again until the service has it; older ones are skipped.
+
+        A node changes between ready and working with each message. The gateway sees that by itself, so the service is
+        told of neither where it was last told of one of the two.
+        """
         delay = Delay(random.random)
+        told = ClientState.OFFLINE
         while True:
             status = self._reports.get()
-            if status.state in (ClientState.READY, ClientState.WORKING):
-                # A node changes between these with each message, and the gateway sees that too.
-                self._closed.wait(REPORT_PAUSE)
             while not self._reports.empty():
                 status = self._reports.get()
             if self._closed.is_set():
                 return
+            if {status.state, told} <= _CONNECTED:
+                continue
             try:
                 self._service.call(api.report_client(self.assignment.participation_id, status.state, status.detail))
             except api.Unreachable:
@@ -226,4 +231,5 @@ class FlowerClient:
             except api.ServiceError as refusal:
                 self._log.warning("The service did not take a report of this client: %s", refusal)
             else:
+                told = status.state
                 delay.reset()

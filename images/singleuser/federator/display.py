@@ -35,7 +35,7 @@ _COLOURS = {
     RunStatus.FAILED: "#d64545",
 }
 _QUIET = "#8a8a8a"
-PREFERRED_METRICS = ("accuracy", "auc", "f1", "loss")
+PREFERRED_METRICS = ("accuracy", "auc", "f1", "concordance", "loss")
 
 
 def number(value: float) -> str:
@@ -63,11 +63,14 @@ def _cells(tag: str, row: Iterable[object]) -> str:
     return "".join(f"<{tag} style='text-align:left'>{escape(str(cell))}</{tag}>" for cell in row)
 
 
+def colour(state: ClientState | RunStatus) -> str:
+    return _COLOURS.get(state, _QUIET)
+
+
 def state_html(state: ClientState | RunStatus, words: str = "") -> str:
     """A coloured dot and the state's name."""
-    colour = _COLOURS.get(state, _QUIET)
     after = f" &ndash; {escape(words)}" if words else ""
-    return f"<span style='color:{colour}'>&#9679;</span> {escape(state.value)}{after}"
+    return f"<span style='color:{colour(state)}'>&#9679;</span> {escape(state.value)}{after}"
 
 
 PROJECTS_HEAD = ("project", "owner", "my part", "sites", "last run", "id")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from jupyter_server.extension.application import ExtensionApp
 
 from federator import service_client as api
 from federator.kernels import FederatorKernelManager
+from federator.lab_status import STATUS_PATH, LabStatus, StatusHandler, lab_status
+from federator.packages import report_packages
 from federator.supervisor import Supervisor
 from federator.tiles import Tiles
 
@@ -32,7 +35,9 @@ class FederatorExtension(ExtensionApp):
     name = "federator"
     _access: api.Access | None = None
     _service: api.AsyncServiceClient | None = None
+    _supervisor: Supervisor | None = None
     _task: asyncio.Task[None] | None = None
+    _reporting: asyncio.Task[None] | None = None
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:
         """Jupyter's hook, called before the server makes its kernel manager."""
@@ -46,6 +51,15 @@ class FederatorExtension(ExtensionApp):
         # unless the site's own configuration chose a kernel manager.
         if "kernel_manager_class" not in serverapp.config.ServerApp:
             serverapp.kernel_manager_class = FederatorKernelManager
+
+    def initialize_handlers(self) -> None:
+        """Jupyter's hook: what this extension answers."""
+        self.handlers.append((STATUS_PATH, StatusHandler, {"status": self._lab_status}))
+
+    def _lab_status(self) -> Awaitable[LabStatus] | None:
+        if self._service is None or self._supervisor is None:
+            return None
+        return lab_status(self._service, self._supervisor.assignments)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Jupyter's hook, called once the server's event loop runs."""
@@ -65,7 +79,7 @@ class FederatorExtension(ExtensionApp):
             settings[ACTIVITY_SETTING] = datetime.now(UTC)
 
         self._service = api.AsyncServiceClient(self._access)
-        kernels.supervisor = Supervisor(
+        self._supervisor = kernels.supervisor = Supervisor(
             service=self._service,
             kernels=kernels,
             tiles=Tiles(Path(jupyter_data_dir()) / "kernels"),
@@ -73,15 +87,17 @@ class FederatorExtension(ExtensionApp):
             spread=random.random,
             note_activity=note_activity,
         )
-        self._task = asyncio.create_task(kernels.supervisor.run())
+        self._task = asyncio.create_task(self._supervisor.run())
         self._task.add_done_callback(self._log_end)
+        self._reporting = asyncio.create_task(report_packages(self._service, self.log))
 
     async def stop_extension(self) -> None:
         """Jupyter's hook, called before the server shuts its kernels down."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._reporting):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         if self._service is not None:
             await self._service.close()
 

@@ -93,7 +93,7 @@ class Reader:
             else:
                 self._begin(_LENGTH.unpack(whole)[0])
         if rest:
-            self._chunks.append(bytes(rest))
+            self._chunks.append(rest)
             self._held += len(rest)
         return parts
 

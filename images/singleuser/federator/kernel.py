@@ -7,11 +7,12 @@ node is working on. A shutdown stops the node first.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from ipykernel.ipkernel import IPythonKernel
@@ -19,6 +20,7 @@ from ipykernel.kernelapp import IPKernelApp
 from pydantic import TypeAdapter
 
 from federator import service_client as api
+from federator import site_log
 from federator.client import REASSIGN, STOP_TIMEOUT, FlowerClient, OnState, RunningNode
 from federator.contract import Assignment, Env
 
@@ -41,12 +43,31 @@ def read_assignment(environ: Mapping[str, str]) -> Assignment:
     return assignment
 
 
+def keep_site_log(project_id: str) -> None:
+    """Write what the node does, and what the app prints in the node's threads, to the site's own log.
+
+    A disk that refuses costs the log, and nothing else.
+    """
+    try:
+        handler = site_log.open_log(project_id)
+    except OSError as error:
+        sys.stderr.write(f"This client keeps no log: {error.strerror}\n")
+        return
+    ours = logging.getLogger("federator")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    printed = logging.getLogger("federator.app")
+    sys.stdout = cast(TextIO, site_log.AlsoLogged(sys.stdout, printed.info))
+    sys.stderr = cast(TextIO, site_log.AlsoLogged(sys.stderr, printed.info))
+
+
 class ClientKernel(IPythonKernel):
     """IPython with `client` in its namespace. Its server tells it of a newer assignment on the control channel."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         assignment = read_assignment(os.environ)
+        keep_site_log(assignment.project_id)
         service = api.ServiceClient(api.Access.from_env())
 
         def make_node(private_key: ec.EllipticCurvePrivateKey, on_state: OnState) -> RunningNode:

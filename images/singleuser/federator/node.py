@@ -61,10 +61,11 @@ from google.protobuf.message import Message as Protobuf
 
 from federator import service_client as api
 from federator.app_import import forget, import_attribute, import_for_first_use, own_line
-from federator.approvals import ApprovalCheck, FetchApproved, NotApproved
-from federator.contract import Assignment, ClientState, Env
+from federator.approvals import ApprovalCheck, FetchApproved, NotApproved, RoundCheck
+from federator.contract import Assignment, ClientState, Conditions, DeclaredOutput, Env
 from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
 from federator.framing import Data, size_of
+from federator.outputs import NotDeclared, outputs_of, require_declared
 from federator.parcel import Letter, content_of, halved, letter_of, may_halve, plain_array
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class Node:
         tls: whether the Hub speaks https.
         root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
         private_key: the node's key; its public half is registered with the service.
-        approvals: returns the hashes of the FABs that may run here now; called from a thread of the node.
+        approvals: returns the hashes of the FABs that may run here now, each with the steward's conditions; called
+            from a thread of the node.
         fetch_app: returns the FAB of a hash, or raises ServiceError; called from a thread of the node.
         node_config: what the app reads as `context.node_config`.
         on_state: told of each change, with a text for the researcher; called from a thread of the node.
@@ -175,6 +177,7 @@ class Node:
             on_trouble=self._trouble,
         )
         self._approvals = ApprovalCheck(approvals, time.monotonic)
+        self._rounds = RoundCheck()
         self._fetch_app = fetch_app
         self._node_config = dict(node_config)
         self._on_state = on_state
@@ -183,6 +186,7 @@ class Node:
         self._folder = Path()  # private, for all apps of this node
         self._app_folder = Path()  # of the newest app
         self._loaded: _Loaded | None = None
+        self._outputs: tuple[DeclaredOutput, ...] = ()  # of the newest app
         self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._blobs: dict[str, tuple[bytes, ...]] = {}  # of the last message, by name
         self._fabs: dict[str, bytes] = {}
@@ -369,9 +373,12 @@ class Node:
     async def _answer(self, connection: FleetConnection, task: _Task, limit: int) -> None:
         """Run the message and send what comes of it, or an error that says why it cannot be sent."""
         packed = await self._result(connection, task)
-        size = size_of(packed.parts)
-        if size > limit:
-            reason = f"The site's answer has {size:,} bytes; the service takes {limit:,} at most."
+        largest = self._approvals.largest_message(task.run.fab_hash)
+        whose = "the service takes" if largest is None or limit < largest else "its data steward lets out"
+        limit = limit if largest is None else min(limit, largest)
+        size = size_of([self._envelope(packed), *packed.parts])
+        if packed.parts and size > limit:
+            reason = f"The site's answer has {size:,} bytes; {whose} {limit:,} at most."
             packed = _refusal(task, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
         try:
             await self._push(connection, packed)
@@ -382,7 +389,9 @@ class Node:
 
     async def _result(self, connection: FleetConnection, task: _Task) -> _Packed:
         try:
-            await self._in_worker(partial(self._approvals.require, task.run.fab_hash))
+            conditions = await self._in_worker(partial(self._approvals.require, task.run.fab_hash))
+            metadata = task.proto.metadata
+            self._rounds.require(conditions, metadata.run_id, metadata.message_type, metadata.group_id)
             fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
             return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
@@ -399,13 +408,16 @@ class Node:
         return self._fabs[run.fab_hash]
 
     async def _push(self, connection: FleetConnection, packed: _Packed) -> None:
+        await connection.push([self._envelope(packed), *packed.parts])
+
+    def _envelope(self, packed: _Packed) -> bytes:
         request = PushMessagesRequest(
             node=NodeProto(node_id=self._node_id),
             messages_list=[packed.proto],
             message_object_trees=[packed.tree],
             clientapp_runtime_list=[packed.seconds],
         )
-        await connection.push([request.SerializeToString(), *packed.parts])
+        return bytes(request.SerializeToString())
 
     async def _in_worker(self, work: Callable[[], _Result]) -> _Result:
         """What `work` returns or raises, run in a thread that does not keep the process from ending."""
@@ -467,6 +479,8 @@ class Node:
                 return _packed(self._run_app(task, fab), time.monotonic() - started, half=task.letter.half)
         except Interrupted:
             reason = "The researcher interrupted it."
+        except NotDeclared as refusal:
+            reason = str(refusal)
         except AppNotLoaded as error:
             code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
             reason = self._explain(error.__cause__ or error)
@@ -496,6 +510,8 @@ class Node:
         reply = app(message=message, context=self._context(task, fab))
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with {type(reply).__name__}, not with a Message")
+        if reply.has_content():
+            require_declared(self._outputs, reply.metadata.message_type, reply.content)
         return reply
 
     def _take_blob(self, arrived: Iterator[bytes], name: str, count: int) -> Sequence[bytes]:
@@ -523,7 +539,9 @@ class Node:
         try:
             folder = install_from_fab(fab, install_dir=self._folder, skip_prompt=True).resolve()
             self._app_folder = folder
-            reference = get_project_config(folder)["tool"]["flwr"]["app"]["components"]["clientapp"]
+            tools = get_project_config(folder)["tool"]
+            self._outputs = outputs_of(tools)
+            reference = tools["flwr"]["app"]["components"]["clientapp"]
             app = import_attribute(reference, folder, earlier.folder if earlier else None)
         except (Exception, SystemExit) as error:
             _log.exception("the ClientApp could not be loaded")
@@ -579,8 +597,9 @@ def node_for_assignment(
     """The node of an assignment, on a server whose environment the Hub has set. Called by `federator.kernel`."""
     datasets = json.loads(environ.get(Env.DATASETS, "{}"))
 
-    def approved() -> tuple[str, ...]:
-        return service.call(api.get_site_approvals(assignment.participation_id)).fab_hashes
+    def approved() -> dict[str, Conditions]:
+        answer = service.call(api.get_site_approvals(assignment.participation_id))
+        return {fab_hash: answer.conditions.get(fab_hash, Conditions()) for fab_hash in answer.fab_hashes}
 
     def fetch_app(fab_hash: str) -> bytes:
         return service.call(api.get_approved_app(assignment.participation_id, fab_hash))

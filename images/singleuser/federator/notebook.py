@@ -4,7 +4,7 @@
     p = federator.publish("train.ipynb", name="Histopathology")
     p.invite("maria")
     p = federator.project("Histopathology"); p.join(dataset="slides")
-    run = p.run(rounds=10).wait()
+    run = p.run(rounds=10).watch()
     run.table(); run.model("global.safetensors")
 
 Objects show what they knew when they were last asked; `refresh()` asks again. What cannot be done is raised as a
@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.display import HTML, display
 
 from federator import display as render
 from federator import service_client as api
+from federator import site_log, watching
 from federator.contract import Home, ProjectDetail, ProjectSummary, RunDetail, RunStatus
 from federator.delay import Delay
+from federator.results import RunResults, compare_runs
 
 REFRESH = 1.0  # seconds between looks at a run that is waited for
+T = TypeVar("T")
+
 PATIENCE = 120.0  # seconds that the service may be away before the waiting is given up
 
 
@@ -67,28 +71,18 @@ def project(name_or_id: str) -> Project:
     return Project(found[0])
 
 
-def publish(notebook: str | Path, name: str = "", description: str = "") -> Project:
-    """Make a federated project of a notebook, or add a version to the project of that name that you own.
-
-    Args:
-        notebook: path of the saved `.ipynb`, or of a zipped Flower app. Its cells tagged `federated` become the app.
-        name: the project's name; the file's name by default.
+def compare(runs: Sequence[Run], metric: str = "") -> Any:
+    """Mean and standard deviation over runs that differ by their seeds: a pandas DataFrame.
 
     Raises:
-        ServiceError: the file is missing, or the service refused it; a refusal names the cell.
+        Refused: fewer than two, or they differ by more than their seeds.
     """
-    path = Path(notebook)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise api.Refused(
-            f"{path} cannot be read: {error.strerror}.", "Save the notebook, and give its path from this folder."
-        ) from error
-    service, wanted = _service(), name or path.stem
-    mine = [p for p in service.call(api.get_home()).projects if p.name == wanted and p.role == "owner"]
-    summary = mine[0] if mine else service.call(api.create_project(wanted, description))
-    service.call(api.add_app(summary.id, path.name, content))
-    return Project(summary)
+    return compare_runs([run.detail for run in runs], metric)
+
+
+def load_model(run: Run | str, which: str | int = "last") -> Any:
+    """A run's model, or that of the run with this id, as `Run.load_model`."""
+    return (Run(run) if isinstance(run, str) else run).load_model(which)
 
 
 def _all_projects(home: Home) -> list[ProjectSummary]:
@@ -154,15 +148,33 @@ class Project:
         _service().call(api.remove_member(self.id, user))
         return self.refresh()
 
-    def run(self, rounds: int = 10, compare: bool = True) -> Run:
+    def run(self, rounds: int = 10, compare: bool = True, seed: int | None = None) -> Run:
         """Start a run of the newest app version. Owner only.
 
         Args:
             compare: also train each site alone, for `Run.table()`.
+            seed: in place of the app's own `seed`.
         """
-        summary = _service().call(api.start_run(self.id, rounds, compare))
+        summary = _service().call(api.start_run(self.id, rounds, compare, seed))
         self.refresh()
         return Run(summary.id)
+
+    def compare(self, metric: str = "") -> Any:
+        """Mean and standard deviation of the finished runs of the newest app version, over their seeds: a DataFrame.
+
+        Of runs with the same seed the newest counts; of other numbers of rounds than the newest run's, none.
+
+        Raises:
+            Refused: there are not two such runs.
+        """
+        newest: dict[int | None, RunDetail] = {}
+        for run in self.refresh().runs:
+            detail = run.detail
+            first = next(iter(newest.values()), detail)
+            same = (detail.fab_hash, detail.summary.rounds) == (first.fab_hash, first.summary.rounds)
+            if same and detail.scores and detail.summary.status is RunStatus.FINISHED:
+                newest.setdefault(detail.seed, detail)
+        return compare_runs(list(newest.values()), metric)
 
     @property
     def runs(self) -> list[Run]:
@@ -191,8 +203,8 @@ class ProjectList(list[Project]):
         return [render.project_row(p.summary) for p in self]
 
 
-class Run:
-    """One execution of a project's app."""
+class Run(RunResults):
+    """One execution of a project's app. `RunResults` has what came out of it."""
 
     def __init__(self, run_id: str) -> None:
         self.id = run_id
@@ -234,6 +246,48 @@ class Run:
             raise RunFailed(f"Run {detail.summary.number} {detail.summary.status.value}.", detail.summary.message)
         return self
 
+    def watch(self, metric: str = "") -> Run:
+        """Show the run live until it ends: state, what each site does, time left, the curve, the logs.
+
+        Interrupting the cell stops the watching, not the run.
+
+        Args:
+            metric: of the curve: the name of one of the app's metrics, or "train/..." for one of training; the
+                accuracy, or what comes next to it, by default.
+
+        Raises:
+            Unreachable: the service was away for `PATIENCE` seconds.
+        """
+        screen = watching.screen(watching.ServerLog(_service(), self.id), self._site_lines)
+        try:
+            for now in watching.seen(_service(), self.id, metric, PATIENCE):
+                self._detail = now.run
+                screen.show(now)
+        except KeyboardInterrupt:
+            screen.stopped()
+        return self
+
+    def log(self, lines: int = 100) -> Lines:
+        """The last lines that the project's own code printed on the aggregator."""
+        return Lines(watching.ServerLog(_service(), self.id).lines(lines))
+
+    def site_log(self, lines: int = 100) -> Lines:
+        """The last lines of this server's own Flower client in the project. They stay at this site.
+
+        Raises:
+            Refused: no client of the project has run in this server.
+        """
+        found = self._site_lines(lines)
+        if found is None:
+            raise api.Refused(
+                "This server has no log of a Flower client of this project.",
+                "It has one once a client of the project has run here; other sites' logs stay there.",
+            )
+        return Lines(found)
+
+    def _site_lines(self, lines: int) -> list[str] | None:
+        return site_log.tail(self.detail.project_id, lines)
+
     def stop(self) -> Run:
         """Stop the run; the last round's model is kept."""
         _service().call(api.stop_run(self.id))
@@ -260,16 +314,6 @@ class Run:
             raise api.Refused(f"The app reports no metric '{chosen}'.", f"It reports {', '.join(sorted(metrics))}.")
         return Table(chosen, render.score_rows(detail.scores, chosen))
 
-    def model(self, path: str | Path = "model.safetensors") -> Path:
-        """Download the global model, a safetensors file. Returns where it lies."""
-        target = Path(path)
-        target.write_bytes(_service().call(api.get_model(self.id)))
-        return target
-
-    def record(self) -> dict[str, Any]:
-        """How the model came about: app hash, participants, samples, metrics of each round, versions."""
-        return _service().call(api.get_record(self.id))
-
     def __repr__(self) -> str:
         return render.run_text(self.detail)
 
@@ -286,6 +330,9 @@ class Run:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(delay.next())
+
+    def _call(self, request: api.Request[T]) -> T:
+        return _service().call(request)
 
     def _ask(self) -> RunDetail:
         self._detail = _service().call(api.get_run(self.id))
@@ -328,6 +375,13 @@ class Table(list[dict[str, float | str]]):
 
 def _cell(value: float | str) -> str:
     return value if isinstance(value, str) else render.number(value)
+
+
+class Lines(list[str]):
+    """Lines of a log: a plain list that shows itself as text."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
 
 
 class _ProgressView:

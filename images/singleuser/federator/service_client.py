@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, Self, TypeVar
@@ -32,27 +32,35 @@ from pydantic import TypeAdapter, ValidationError
 
 from federator.contract import (
     API_VERSION,
+    AppPreview,
     ApprovalRequest,
     AppVersion,
     Assignments,
     ClientState,
     Env,
     Home,
+    ModelFile,
     Participant,
     Problem,
     ProjectDetail,
     ProjectSummary,
     Route,
     RunDetail,
+    RunFigures,
+    RunLog,
+    RunResult,
     RunSummary,
+    SignedRecord,
     Site,
     SiteApprovals,
+    Starter,
 )
 
 VERSION_HEADER = "X-Federation-API"
 TOKEN_VARIABLE = "JUPYTERHUB_API_TOKEN"  # noqa: S105 - the name, not the token
 DEFAULT_TIMEOUT = 30.0  # seconds
 LONGEST_DETAIL = 1000  # characters that the service keeps of a report; a traceback's last line has no limit
+STREAM_SILENCE = 45.0  # seconds; a stream of events that is alive says so every 15 s
 UPLOAD_TIMEOUT = 300.0  # seconds; building an app from a notebook and fetching a model take longer
 
 T = TypeVar("T")
@@ -149,6 +157,15 @@ def get_my_site() -> Request[Site]:
     return Request("GET", Route.MY_SITE, Site)
 
 
+def get_starters() -> Request[tuple[Starter, ...]]:
+    return Request("GET", Route.STARTERS, tuple[Starter, ...])
+
+
+def get_starter(name: str) -> Request[bytes]:
+    """A notebook file."""
+    return Request("GET", _path(Route.STARTER, name=name), bytes)
+
+
 def create_project(name: str, description: str) -> Request[ProjectSummary]:
     return Request("POST", Route.PROJECTS, ProjectSummary, json={"name": name, "description": description})
 
@@ -166,6 +183,18 @@ def add_app(project_id: str, filename: str, content: bytes) -> Request[AppVersio
         content=content,
         timeout=UPLOAD_TIMEOUT,
     )
+
+
+def build(filename: str, content: bytes, project_id: str = "") -> Request[AppPreview]:
+    """What a notebook or a zipped app would become. `project_id`: hear what its sites lack, too."""
+    query = {"filename": filename, **({"project": project_id} if project_id else {})}
+    return Request("POST", Route.BUILD, AppPreview, query=query, content=content, timeout=UPLOAD_TIMEOUT)
+
+
+def report_packages(distributions: Mapping[str, str], modules: Sequence[str]) -> Request[None]:
+    """Tell the service what this server's image has, for the checks of apps' dependencies."""
+    body = {"distributions": dict(distributions), "modules": list(modules)}
+    return Request("PUT", Route.SITE_PACKAGES, None, json=body)
 
 
 def invite(project_id: str, user: str) -> Request[Participant]:
@@ -192,10 +221,9 @@ def get_approvals() -> Request[tuple[ApprovalRequest, ...]]:
     return Request("GET", Route.APPROVALS, tuple[ApprovalRequest, ...])
 
 
-def start_run(project_id: str, rounds: int, compare: bool) -> Request[RunSummary]:
-    return Request(
-        "POST", _path(Route.RUNS, project_id=project_id), RunSummary, json={"rounds": rounds, "compare": compare}
-    )
+def start_run(project_id: str, rounds: int, compare: bool, seed: int | None = None) -> Request[RunSummary]:
+    body = {"rounds": rounds, "compare": compare} | ({} if seed is None else {"seed": seed})
+    return Request("POST", _path(Route.RUNS, project_id=project_id), RunSummary, json=body)
 
 
 def stop_run(run_id: str) -> Request[RunSummary]:
@@ -206,8 +234,50 @@ def get_run(run_id: str) -> Request[RunDetail]:
     return Request("GET", _path(Route.RUN, run_id=run_id), RunDetail)
 
 
-def get_model(run_id: str) -> Request[bytes]:
-    return Request("GET", _path(Route.RUN_MODEL, run_id=run_id), bytes, timeout=UPLOAD_TIMEOUT)
+def get_run_figures(run_id: str, metric: str) -> Request[RunFigures]:
+    return Request("GET", _path(Route.RUN_FIGURES, run_id=run_id), RunFigures, query={"metric": metric})
+
+
+def get_run_log(run_id: str, after: int) -> Request[RunLog]:
+    return Request("GET", _path(Route.RUN_LOG, run_id=run_id), RunLog, query={"after": str(after)})
+
+
+def get_events(project_id: str, run_id: str, metric: str) -> Request[None]:
+    """Server-sent events of a project and one of its runs, for `ServiceClient.events`."""
+    path = _path(Route.EVENTS, project_id=project_id)
+    return Request("GET", path, None, query={"run": run_id, "metric": metric}, timeout=STREAM_SILENCE)
+
+
+def get_run_result(run_id: str, metric: str) -> Request[RunResult]:
+    return Request("GET", _path(Route.RUN_RESULT, run_id=run_id), RunResult, query={"metric": metric})
+
+
+def get_models(run_id: str) -> Request[tuple[ModelFile, ...]]:
+    return Request("GET", _path(Route.RUN_MODELS, run_id=run_id), tuple[ModelFile, ...])
+
+
+def get_model(run_id: str, which: str = "last") -> Request[bytes]:
+    """`which`: "last", "best", or a round's number."""
+    path = _path(Route.RUN_MODEL, run_id=run_id)
+    return Request("GET", path, bytes, query={"round": which}, timeout=UPLOAD_TIMEOUT)
+
+
+def get_card(run_id: str) -> Request[bytes]:
+    """Markdown in UTF-8."""
+    return Request("GET", _path(Route.RUN_CARD, run_id=run_id), bytes)
+
+
+def get_signed(run_id: str) -> Request[SignedRecord]:
+    return Request("GET", _path(Route.RUN_SIGNED, run_id=run_id), SignedRecord)
+
+
+def get_signing_key() -> Request[bytes]:
+    """PEM."""
+    return Request("GET", Route.SIGNING_KEY, bytes)
+
+
+def get_capsule(run_id: str) -> Request[bytes]:
+    return Request("GET", _path(Route.RUN_CAPSULE, run_id=run_id), bytes, timeout=UPLOAD_TIMEOUT)
 
 
 def get_record(run_id: str) -> Request[dict[str, Any]]:
@@ -271,6 +341,22 @@ class ServiceClient:
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
         return _answer(request, response)
+
+    def events(self, request: Request[None]) -> Iterator[tuple[str, str]]:
+        """Kind and data of each event of a stream, until it ends; ("", "") where it only says that it is alive.
+
+        Raises:
+            ServiceError: as `call`; Unreachable where the stream breaks.
+        """
+        try:
+            with self._http.stream(**_arguments(request)) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                _check_version(response)
+                yield from _events(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
 
     def close(self) -> None:
         self._http.close()
@@ -353,6 +439,29 @@ def _answer(request: Request[T], response: httpx.Response) -> T:
             "Restart your server to get the current client; if that does not help, tell the Hub's administrators.",
         ) from error
     return parsed
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    kind = ""
+    for line in lines:
+        field_, _, value = line.partition(": ")
+        if field_ == "event":
+            kind = value
+        elif field_ == "data":
+            yield kind, value
+        elif line.startswith(":"):
+            yield "", ""
+
+
+def read_event(answer: Any, data: str) -> Any:
+    """The data of an event whose kind has this type. Raises WrongVersion."""
+    try:
+        return _reader(answer).validate_json(data)
+    except ValidationError as error:
+        raise WrongVersion(
+            "The federation service sent an event that could not be read.",
+            "Restart your server to get the current client; if that does not help, tell the Hub's administrators.",
+        ) from error
 
 
 @cache

@@ -80,6 +80,11 @@ class Supervisor:
         self._last_trouble = ""
         self.answered = False  # whether the service has told us our assignments yet
 
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """What the service wants of this server, as far as it has said."""
+        return tuple(self._assignments.values())
+
     def by_kernel(self, kernel_id: str | None) -> Assignment | None:
         return None if kernel_id is None else self._assignments.get(kernel_id)
 

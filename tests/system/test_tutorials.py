@@ -1,0 +1,85 @@
+"""The researcher's tutorial, cell by cell, by the people it names, in the running stack.
+
+A comment before a block names who runs it; two other comments stand for what people do in the browser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from examples.demo.browser import Browser, NotebookKernel
+from examples.demo.people import RESEARCHERS, STEWARDS
+from examples.demo.scenario import all_ready, approve
+from examples.demo.stack import ROOT, Stack
+
+pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(600)]
+
+_STEP = re.compile(r"<!-- (?P<who>[^>]+?) -->(?:\n```python\n(?P<code>.*?)^```)?", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`who` names people, or says what happens in the browser where there is no code."""
+
+    who: str
+    code: str
+
+
+def steps_of(page: str) -> list[Step]:
+    text = (ROOT / "docs" / page).read_text()
+    return [Step(found["who"], found["code"] or "") for found in _STEP.finditer(text)]
+
+
+@pytest.fixture(scope="module")
+async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
+    browsers = {one.username: Browser(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
+    await asyncio.gather(*(one.log_in() for one in browsers.values()))
+    await asyncio.gather(*(browsers[one.username].start_server() for one in RESEARCHERS))
+    yield browsers
+    for one in browsers.values():
+        await one.close()
+
+
+@pytest.fixture(scope="module")
+async def kernels(people: dict[str, Browser]) -> AsyncIterator[dict[str, NotebookKernel]]:
+    kernels = {one.username: await people[one.username].start_kernel() for one in RESEARCHERS}
+    yield kernels
+    for one in kernels.values():
+        await one.shut_down()
+
+
+def test_every_cell_of_the_tutorial_says_who_runs_it() -> None:
+    text = (ROOT / "docs" / "tutorial-researcher.md").read_text()
+    assert text.count("```python") == sum(bool(step.code) for step in steps_of("tutorial-researcher.md")) > 0
+
+
+async def test_the_tutorial_runs(people: dict[str, Browser], kernels: dict[str, NotebookKernel]) -> None:
+    shown: list[str] = []
+    for step in steps_of("tutorial-researcher.md"):
+        if not step.code:
+            await in_the_browser(step.who, people)
+            continue
+        for name in step.who.split():
+            shown.append(await kernels[name].run(step.code))
+    everything = "\n".join(shown)
+    assert "federated" in everything.lower()
+    assert "Linear" in shown[-2], "load_model gives the torch module"
+
+
+async def in_the_browser(what: str, people: dict[str, Browser]) -> None:
+    doing, _, title = what.partition(": ")
+    owner = people["amara"]
+    project_id = next(one["id"] for one in (await owner.get("api/home"))["projects"] if one["name"] == title)
+    match doing:
+        case "stewards approve":
+            for steward in STEWARDS:
+                await approve(people[steward.username], project_id)
+        case "all ready":
+            await all_ready(owner, project_id, len(RESEARCHERS))
+        case _:
+            pytest.fail(f"the tutorial asks for {what!r}")
