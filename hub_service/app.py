@@ -153,6 +153,7 @@ class Service:
             changes=changes,
             clock=_now,
             tell=outbox.tell,
+            keep_model_bytes=settings.keep_model_bytes,
         )
         self._opened.push_async_callback(reconciler.close)
         gateway = Gateway(

@@ -14,6 +14,7 @@ from hub_service.aggregators.base import Limits
 from hub_service.domain.errors import Invalid
 from hub_service.notices.mail import MailServer, Security
 from hub_service.notices.webhook import Receiver
+from hub_service.results.models import KEEP_BYTES
 
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 
@@ -65,6 +66,7 @@ class Settings:
         aggregator_engine: where aggregators run, from FEDERATION_AGGREGATORS. None: as processes of the service's
             own account, isolated from nothing.
         admin_contact: whom people can ask, in words, from FEDERATION_ADMIN_CONTACT.
+        keep_model_bytes: of the models of one run's rounds that are kept, from FEDERATION_KEEP_MODEL_BYTES.
         notices: from FEDERATION_NOTICES, with FEDERATION_SMTP_PASSWORD and FEDERATION_WEBHOOK_KEY.
         hub_api_url, hub_api_token: from JUPYTERHUB_API_URL and JUPYTERHUB_API_TOKEN. The token is in no `repr`.
     """
@@ -79,6 +81,7 @@ class Settings:
     hub_api_url: str
     hub_api_token: str
     notices: NoticeSettings = NoticeSettings()
+    keep_model_bytes: int = KEEP_BYTES
 
     def __repr__(self) -> str:
         return f"Settings(host={self.host!r}, port={self.port}, state_dir={str(self.state_dir)!r})"
@@ -98,6 +101,7 @@ class Settings:
             hub_api_url=_required(environment, "JUPYTERHUB_API_URL"),
             hub_api_token=_required(environment, "JUPYTERHUB_API_TOKEN"),
             notices=_notices(environment),
+            keep_model_bytes=_bytes(environment, "FEDERATION_KEEP_MODEL_BYTES", KEEP_BYTES),
         )
 
 
@@ -106,6 +110,15 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     if not value:
         raise Invalid(f"{name} is not set.", "The service is started by the Hub, with jupyterhub_config.py.")
     return value
+
+
+def _bytes(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdecimal():
+        raise Invalid(
+            f"{name} is no number of bytes: {text!r}.", "jupyterhub_config.py writes it from the deployment's TOML."
+        )
+    return int(text)
 
 
 def _sites(text: str) -> dict[str, Site]:

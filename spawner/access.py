@@ -72,6 +72,7 @@ def service(deployment: Deployment) -> dict[str, Any]:
             "FEDERATION_SITES": json.dumps([asdict(site) for site in public_sites(deployment)]),
             "FEDERATION_AGGREGATORS": json.dumps(aggregators(deployment)),
             "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
+            "FEDERATION_KEEP_MODEL_BYTES": str(int(deployment.hub.keep_models)),
             "FLWR_TELEMETRY_ENABLED": "0",
             **notices(deployment),
         },

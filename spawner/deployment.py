@@ -59,6 +59,7 @@ class Hub(Table):
         bind_url: where the proxy listens.
         public_url: what people type, where that is another; also what notebook servers dial.
         data_dir: database, cookie secret and the federation service's files. Made if it is not there.
+        keep_models: bytes of one run's rounds' models that are kept; its last and its best one always are.
         proxy_command: how to start configurable-http-proxy.
     """
 
@@ -66,6 +67,7 @@ class Hub(Table):
     public_url: Origin | None = None
     data_dir: RelativePath
     admin_contact: Text
+    keep_models: ByteSize = Field(default=ByteSize(1024**3), ge=0)
     tls_cert: ExistingFile | None = None
     tls_key: ExistingFile | None = None
     hub_port: Port = 8081

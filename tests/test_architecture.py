@@ -114,6 +114,7 @@ FENCES = {
     "sqlalchemy": ("hub_service.store",),
     "docker": ("spawner", "hub_service.aggregators.docker"),
     "dockerspawner": ("spawner",),
+    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions"),
     "flwr": (
         "hub_service.aggregators.superlink",
         "hub_service.aggregators.superlink_process",

@@ -255,3 +255,8 @@ def page_message(page: str) -> str:
     )
     text = re.sub(r"<[^>]+>", " ", body.group(1) if body else page)
     return re.sub(r"\s+", " ", html.unescape(text)).strip()[:400]
+
+
+def page_code(page: str) -> str:
+    """The page as one reads the code on it: its tags only colour that."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page))

@@ -93,13 +93,13 @@ def pool_tables(out: Path, sites: Sequence[Path]) -> None:
 
 
 def pool_images(out: Path, sites: Sequence[Path]) -> None:
-    """As `pool_tables`, for ImageFolder trees; the images are linked, not copied."""
+    """As `pool_tables`, for ImageFolder trees; the images are linked, not copied, also to another file system."""
     shutil.rmtree(out, ignore_errors=True)
     for site in sites:
         for image in sorted(path for path in site.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
             pooled = out / image.relative_to(site).parent / f"{site.name}-{image.name}"
             pooled.parent.mkdir(parents=True, exist_ok=True)
-            pooled.hardlink_to(image)
+            pooled.symlink_to(image.resolve())
 
 
 def _take(rows: Iterator[np.int64], count: int) -> list[int]:

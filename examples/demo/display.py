@@ -15,7 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-ALL_SITES = ""
+ALL_SITES = "all"
+FEDERATED, POOLED = "federated", "pooled"
+
+Row = dict[str, Any]
+"""Of the DataFrame that `run.compare()` gives: model, on, the metric with its bounds, examples."""
 
 
 class Display:
@@ -64,29 +68,30 @@ class Display:
             view.refresh = lambda: live.update(view.render())
             yield view
 
-    def result_table(self, scores: Sequence[dict[str, Any]], sites: Sequence[str], metric: str) -> None:
-        """Each model's metric on each site's test data and on all of it together.
+    def result_table(self, rows: Sequence[Row], sites: Sequence[str], metric: str) -> None:
+        """Each model's metric on each site's test data and on all of it together, with its 95 % interval there.
 
         Args:
-            scores: contract.Score objects as JSON.
+            rows: as `run.compare()` gives them.
             sites: slugs, in the order of the columns.
             metric: which of the metrics to show.
         """
         table = Table(title=f"Test {metric}: each model on each site's test data", title_justify="left")
-        table.add_column("model")
+        table.add_column("model", no_wrap=True)
         for site in sites:
             table.add_column(site, justify="right")
-        table.add_column("all together", justify="right", style="bold")
-        models = [*sites, "federated"]
-        best = max(find_score(scores, model, ALL_SITES, metric) or 0.0 for model in models)
-        for model in models:
-            cells = []
-            for column in [*sites, ALL_SITES]:
-                value = find_score(scores, model, column, metric)
-                text = "-" if value is None else f"{value:.3f}"
-                cells.append(f"[green]{text}" if column == ALL_SITES and value == best else text)
-            name = "[bold]federated" if model == "federated" else f"{model} alone"
-            table.add_row(name, *cells, end_section=model == models[-2])
+        table.add_column("all", justify="right", style="bold")
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+        for model in (*sites, FEDERATED, POOLED):
+            cells = [_number(find_value(rows, model, column, metric)) for column in (*sites, ALL_SITES)]
+            bounds = [_number(find_value(rows, model, ALL_SITES, f"{metric} {end}")) for end in ("low", "high")]
+            table.add_row(
+                _model_name(model),
+                *cells,
+                "-".join(bounds),
+                style="green" if model == FEDERATED else "dim" if model == POOLED else "",
+                end_section=model in (sites[-1], FEDERATED),
+            )
         self.console.print()
         self.console.print(table)
 
@@ -123,10 +128,18 @@ class RunView:
         return Group(self.progress, *lines)
 
 
-def find_score(scores: Sequence[dict[str, Any]], model: str, on_site: str, metric: str) -> float | None:
-    """The metric of a model on a site's test data ("" is all sites together), or None where it was not measured."""
-    for score in scores:
-        if score["model"] == model and score["on_site"] == on_site:
-            value: float | None = score["metrics"].get(metric)
+def _model_name(model: str) -> str:
+    return {FEDERATED: "federated", POOLED: "all data pooled"}.get(model, f"{model} alone")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def find_value(rows: Sequence[Row], model: str, on: str, column: str) -> float | None:
+    """Of a model on a site's test data ("all" is all sites together), or None where it was not measured."""
+    for row in rows:
+        if (row["model"], row["on"]) == (model, on):
+            value: float | None = row.get(column)
             return value
     return None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.demo.browser import Browser, StepError
-from examples.demo.display import ALL_SITES, Display, find_score
+from rich.markup import escape
+
+from examples.demo.browser import Browser, StepError, page_code
+from examples.demo.display import ALL_SITES, FEDERATED, POOLED, Display, Row, find_value
 from examples.demo.people import Researcher, Steward
 
 METRIC = "accuracy"
@@ -27,6 +30,7 @@ class Study:
         dataset: the dataset's name, the same at each site.
         rounds: federated rounds; each site alone gets the same number.
         skew: one honest sentence on how the sites' data differ.
+        pooled: a folder with all sites' data together, of the same form: for comparison, in a demonstration only.
     """
 
     title: str
@@ -34,6 +38,7 @@ class Study:
     dataset: str
     rounds: int
     skew: str
+    pooled: Path
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Outcome:
     run_id: str
     federated: float
     best_alone: float
+    pooled: float
+    conclusion: str
 
 
 async def run_journey(
@@ -90,7 +97,7 @@ async def _journey(
             owner.submit(f"projects/{project_id}/participation", {"dataset": study.dataset}),
             *(one.run_cell(cell) for one in others),
         )
-        details.extend(f"[cyan]{line}" for line in cell.splitlines())
+        details.extend(_shown(cell))
 
     with display.step("Each site's data steward reads the code and approves this version") as details:
         await asyncio.gather(*(one.log_in() for one in deciders))
@@ -113,9 +120,37 @@ async def _journey(
             f"model.safetensors, {len(model):,} bytes, sha256 {sha256[:16]}..., {len(record)} entries in its record"
         )
 
-    display.result_table(run["scores"], list(titles), METRIC)
+    with display.step(f"{others[0].username} takes the model, its card and its capsule in a notebook") as details:
+        cell = _cell(study, "run.model()", 'run.card("card.md")', "run.capsule()", "print(run.verify())")
+        verified = await others[0].run_cell(cell)
+        details.extend(_shown(cell))
+        details.append(verified.strip().splitlines()[-1])
+
+    with display.step("The same code on all data pooled, which only a demonstration may do") as details:
+        cell = _cell(study, f'table = run.compare(pooled="{study.pooled}")')
+        rows = await _compared(others[0], cell)
+        details.extend(_shown(cell))
+
+    display.result_table(rows, list(titles), METRIC)
     display.note(study.skew)
-    return _outcome(project_id, run_id, run["scores"], titles)
+    conclusion = (await owner.get(f"api/runs/{run_id}/result"))["conclusion"]
+    return _outcome(project_id, run_id, rows, titles, conclusion)
+
+
+def _cell(study: Study, *lines: str) -> str:
+    """A cell about the project's newest run."""
+    return "\n".join(("import federator", f'run = federator.project("{study.title}").runs[0]', *lines))
+
+
+def _shown(cell: str) -> list[str]:
+    return [f"[cyan]{escape(line)}" for line in cell.splitlines()]
+
+
+async def _compared(researcher: Browser, cell: str) -> list[Row]:
+    """The rows of the DataFrame `table` that the cell makes."""
+    printed = await researcher.run_cell(f'{cell}\nprint(table.reset_index().to_json(orient="records"))')
+    rows: list[Row] = json.loads(printed.strip().splitlines()[-1])
+    return rows
 
 
 async def _create_project(owner: Browser, study: Study) -> str:
@@ -135,7 +170,7 @@ async def approve(steward: Browser, project_id: str) -> str:
         raise StepError(f"{steward.username} expected one approval to wait, and saw {len(waiting)}.")
     request = waiting[0]
     page = f"approvals/{project_id}/{request['fab_hash']}/{request['site']}/{request['dataset']}"
-    if "def train" not in await steward.open(page):
+    if "def train" not in page_code(await steward.open(page)):
         raise StepError(f"{steward.username} did not see the code on the review page.")
     await steward.submit(page, {"state": "approved", "reason": "Read line by line."})
     return f"{steward.username}: {request['site']}/{request['dataset']}"
@@ -179,9 +214,9 @@ async def _run(owner: Browser, project_id: str, study: Study, titles: dict[str, 
     return str(started["id"])
 
 
-def _outcome(project_id: str, run_id: str, scores: list[dict[str, Any]], titles: dict[str, str]) -> Outcome:
-    federated = find_score(scores, "federated", ALL_SITES, METRIC)
-    alone = [find_score(scores, site, ALL_SITES, METRIC) for site in titles]
-    if federated is None or any(value is None for value in alone):
+def _outcome(project_id: str, run_id: str, rows: list[Row], titles: dict[str, str], conclusion: str) -> Outcome:
+    federated, pooled, *alone = (find_value(rows, model, ALL_SITES, METRIC) for model in (FEDERATED, POOLED, *titles))
+    known = [value for value in alone if value is not None]
+    if federated is None or pooled is None or len(known) < len(alone):
         raise StepError("The table is not complete: a model was not scored on all test data.")
-    return Outcome(project_id, run_id, federated, max(value for value in alone if value is not None))
+    return Outcome(project_id, run_id, federated, max(known), pooled, conclusion)

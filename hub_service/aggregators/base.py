@@ -9,11 +9,10 @@ import asyncio
 import os
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import httpx
 
 from hub_service.aggregators.serverapp_log import LogPiece, read_log
@@ -21,7 +20,6 @@ from hub_service.aggregators.serverapp_log import LogPiece, read_log
 # Aggregators are spoken to in plain HTTP. A client that loads the certificates of the web for that costs 15 ms.
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
-_KEPT_OPEN_S = 3.0  # the SuperLink closes a connection that was idle for 5 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +40,8 @@ class Endpoint:
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def session(self, *, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        """As `client`, for many requests: one costs a tenth of the processor time. Made in a running event loop.
-
-        Raises aiohttp.ClientConnectionError where the socket's folder is gone.
-        """
-        connector: aiohttp.BaseConnector
-        if self.socket is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_OPEN_S)
-        else:
-            connector = _SocketConnector(self.socket)
-        return aiohttp.ClientSession(
-            base_url=f"http://{self.address}",
-            connector=connector,
-            timeout=timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        )
-
     def client(self, *, timeout: httpx.Timeout, limits: httpx.Limits = _LIMITS) -> httpx.AsyncClient:
-        """A client whose paths are the SuperLink's. Here alone it is known how an endpoint is reached; close it.
+        """A client whose paths are the SuperLink's. Close it.
 
         Raises httpx.ConnectError where the socket's folder is gone.
         """
@@ -77,17 +56,14 @@ class Endpoint:
 
 
 class _SocketTransport(httpx.AsyncBaseTransport):
-    """Connects to a Unix socket wherever it lies: the system takes paths of 107 bytes, and state folders are longer.
-
-    So the folder is opened once, and the socket named by the descriptor.
-    """
+    """Connects to a Unix socket wherever it lies: `short_name` says how."""
 
     def __init__(self, path: Path, limits: httpx.Limits) -> None:
         try:
-            self._folder = _opened(path.parent)
+            self._folder = open_folder(path)
         except OSError as error:
             raise httpx.ConnectError(f"{path.parent}: {error.strerror}") from error
-        short = _short(self._folder, path)
+        short = short_name(self._folder, path)
         self._connections = httpx.AsyncHTTPTransport(uds=short, verify=_NO_TLS, trust_env=False, limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -98,29 +74,17 @@ class _SocketTransport(httpx.AsyncBaseTransport):
         os.close(self._folder)
 
 
-class _SocketConnector(aiohttp.UnixConnector):
-    """As `_SocketTransport`."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._folder = _opened(path.parent)
-        except OSError as error:
-            raise aiohttp.ClientConnectionError(f"{path.parent}: {error.strerror}") from error
-        super().__init__(_short(self._folder, path), limit=0, keepalive_timeout=_KEPT_OPEN_S)
-
-    def close(self, *, abort_ssl: bool = False) -> Awaitable[None]:
-        was_open = not self.closed
-        closing = super().close(abort_ssl=abort_ssl)
-        if was_open:
-            os.close(self._folder)
-        return closing
+def open_folder(socket: Path) -> int:
+    """The descriptor of the socket's folder, for `short_name`; close it. Raises OSError where the folder is gone."""
+    return os.open(socket.parent, os.O_PATH | os.O_DIRECTORY)
 
 
-def _opened(folder: Path) -> int:
-    return os.open(folder, os.O_PATH | os.O_DIRECTORY)
+def short_name(folder: int, socket: Path) -> str:
+    """A path of this socket that the system takes: 107 bytes are the most, and state folders are longer.
 
-
-def _short(folder: int, socket: Path) -> str:
+    Args:
+        folder: from `open_folder`; the path leads there for as long as it is open.
+    """
     return f"/proc/self/fd/{folder}/{socket.name}"
 
 

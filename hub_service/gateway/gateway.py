@@ -52,6 +52,7 @@ from google.protobuf.message import DecodeError, Message
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint
 from hub_service.aggregators.mail import NoSuchMail, open_mail
+from hub_service.aggregators.sessions import open_session
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Unavailable
 from hub_service.domain.projects import NodeGrant
@@ -566,7 +567,7 @@ class Gateway:
         if self._closed:
             raise NotNow
         if endpoint not in self._clients:
-            client = endpoint.session(timeout=_TIMEOUT)
+            client = open_session(endpoint, timeout=_TIMEOUT)
             self._clients[endpoint] = (caller.grant.project_id, client)
         return self._clients[endpoint][1]
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser, async_playwright
 
-from examples.demo.data import write_wisconsin_sites
+from examples.demo.data import pool_tables, write_wisconsin_sites
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from tests.conftest import CHROMIUM
 from tests.fakes.engines import BuildEngine
 from tests.system.docker_sites import DockerSites, running_docker_sites, running_engines
+from tests.system.visitors import QUIET
 
 OUTPUT = ROOT / "test-output"
 
@@ -23,9 +26,12 @@ def study_and_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, 
     folder = tmp_path_factory.mktemp("wisconsin")
     sites = [one.site for one in RESEARCHERS]
     skew = write_wisconsin_sites(folder)
-    dataset = DatasetFolder("biopsies", "Fine-needle aspirates", skew, {site: folder / site for site in sites})
+    folders = {site: folder / site for site in sites}
+    pooled = tmp_path_factory.mktemp("pooled")
+    pool_tables(pooled, [*folders.values()])
+    dataset = DatasetFolder("biopsies", "Fine-needle aspirates", skew, folders)
     notebook = ROOT / "hub_service" / "starters" / "tabular.ipynb"
-    return Study("Breast aspirates", notebook, dataset.name, 10, skew), dataset
+    return Study("Breast aspirates", notebook, dataset.name, 10, skew, pooled), dataset
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +45,14 @@ def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pyte
     folder: Path = OUTPUT / "stack"
     with running_stack(folder, embedded_sites(study_and_dataset[1]), port=free_port()) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        await browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,13 @@ class OpenNotebook:
         await expect(self.cells.first).to_be_visible(timeout=PATIENCE_MS)
         await self._kernel_idle()
 
+    async def new(self) -> None:
+        """Make it by the launcher's tile for Python, under JupyterLab's own name."""
+        await self.page.goto(f"{self._server}lab?reset")
+        await self.page.locator(".jp-LauncherCard[data-category=Notebook]", has_text="Python 3").click()
+        await expect(self.cells.first).to_be_visible(timeout=PATIENCE_MS)
+        await self._kernel_idle()
+
     async def upload(self, notebook: Path) -> None:
         """Put a file into the server by the file browser's upload button."""
         await self.page.goto(f"{self._server}lab?reset")
@@ -61,10 +68,14 @@ class OpenNotebook:
     async def run_cell(self, source: str) -> Locator:
         """As `start_cell`; returns once the cell is done."""
         output = await self.start_cell(source)
+        await self.done()
+        return output
+
+    async def done(self) -> None:
+        """Wait for the last cell to be done."""
         await expect(self.cells.last.locator(".jp-InputPrompt")).to_have_text(
             re.compile(r"\[\d+\]"), timeout=PATIENCE_MS
         )
-        return output
 
     async def save(self) -> None:
         await self.page.keyboard.press("Control+s")

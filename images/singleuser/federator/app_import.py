@@ -73,7 +73,7 @@ _app_folders: set[Path] = set()
 
 
 def _forget(folder: Path) -> None:
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # other threads import meanwhile
         if _lies_in(module, folder):
             del sys.modules[name]
     if str(folder) in sys.path:

@@ -403,7 +403,7 @@ def _unpacked_app(capsule: bytes) -> Iterator[Path]:
 
 def _notebook_package(folder: Path) -> str | None:
     """The package of an app that was made from a notebook."""
-    packages: Iterable[Path] = (path.parent for path in folder.glob("*/notebook.py"))
+    packages = sorted(path.parent for path in folder.glob("*/notebook.py"))
     return next((one.name for one in packages if (one / "task.py").is_file()), None)
 
 
