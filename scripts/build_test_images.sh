@@ -78,7 +78,7 @@ build_base
 build notebook-federator/singleuser:test "$(echo "$client" | sum)" \
     --build-arg BASE_IMAGE="$base" --file images/singleuser/Dockerfile .
 build notebook-federator/aggregator:test "$(echo "$service $(sum_of images/aggregator)" | sum)" \
-    --build-arg BASE_IMAGE="$base" --build-arg APP_PACKAGES="torch scikit-learn xgboost-cpu>=3.2,<4" --file images/aggregator/Dockerfile .
+    --build-arg BASE_IMAGE="$base" --build-arg APP_PACKAGES="torch scikit-learn pandas xgboost-cpu>=3.2,<4" --file images/aggregator/Dockerfile .
 build notebook-federator/hub:test "$(echo "$service $(sum_of images/hub jupyterhub_config.py)" | sum)" \
     --build-arg BASE_IMAGE="$base" --file images/hub/Dockerfile .
 # What these took the place of, unless a container still uses it.

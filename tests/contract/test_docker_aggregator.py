@@ -20,6 +20,7 @@ from federator.contract import ClientState
 from hub_service.aggregators import docker as backend_module
 from hub_service.aggregators.base import Limits, ServerAppSpec
 from hub_service.aggregators.docker import INSTANCE, PROJECT, DockerAggregators
+from hub_service.aggregators.events import round_model_file
 from hub_service.aggregators.processes import LOST
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Unavailable
@@ -131,9 +132,30 @@ async def test_a_run_from_nodes_by_gateway_and_socket_to_serverapp_and_back(crew
     }
     assert {event.phase for event in events} >= {"federated", "alone", "compare"}
     folder = crew.backend.run_folder(P1, "whole")
-    assert (folder / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (folder / round_model_file(3)).read_bytes()
+    assert (folder / round_model_file(1)).stat().st_nlink == (folder / round_model_file(2)).stat().st_nlink == 1
     assert await exit_status(crew.backend, "whole") == 0
     assert "Traceback" not in (folder / "serverapp.log").read_text()
+
+
+TALKING = """
+print("one", flush=True)
+while not os.path.exists("go-on"):
+    time.sleep(0.02)
+print("two", flush=True)
+"""
+
+
+async def test_what_a_serverapp_prints_can_be_read_while_it_runs_and_after(crew: Fleet) -> None:
+    await start(crew, "talking", TALKING)
+    async with asyncio.timeout(60):
+        while b"one\n" not in (printed := await crew.backend.serverapp_log(P1, "talking", 0)).data:  # noqa: ASYNC110 - the interface
+            await asyncio.sleep(0.05)
+    assert (await crew.backend.serverapp_log(P1, "talking", printed.end)).data == b""
+    (crew.backend.run_folder(P1, "talking") / "go-on").touch()
+    assert await exit_status(crew.backend, "talking") == 0
+    ended = (await crew.backend.serverapp_log(P1, "talking", 0)).data.splitlines()
+    assert [line for line in ended if line in (b"one", b"two")] == [b"one", b"two"]
 
 
 CURIOUS = """

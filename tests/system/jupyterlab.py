@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from playwright.async_api import Locator, Page, expect
 
@@ -39,14 +38,6 @@ class OpenNotebook:
         await expect(self.cells.first).to_be_visible(timeout=PATIENCE_MS)
         await self._kernel_idle()
 
-    async def upload(self, notebook: Path) -> None:
-        """Put a file into the server by the file browser's upload button."""
-        await self.page.goto(f"{self._server}lab?reset")
-        async with self.page.expect_file_chooser() as chooser:
-            await self.page.get_by_role("button", name=re.compile("Upload Files")).first.click()
-        await (await chooser.value).set_files(notebook)
-        await expect(self.page.locator(".jp-DirListing-item", has_text=notebook.name)).to_be_visible()
-
     async def run_all(self) -> None:
         """Run > Run All Cells; returns once the last cell has a number."""
         await self._menu("Run", "Run All Cells")
@@ -56,9 +47,11 @@ class OpenNotebook:
 
     async def start_cell(self, source: str) -> Locator:
         """Add a cell at the end and run it; returns its output area at once."""
+        before = await self.cells.count()
         await self.cells.last.click()
         await self.page.keyboard.press("Escape")
         await self.page.keyboard.press("b")
+        await expect(self.cells).to_have_count(before + 1)
         cell = self.cells.last
         await cell.locator(".cm-content").click()
         await self.page.keyboard.insert_text(source)
@@ -76,10 +69,6 @@ class OpenNotebook:
         await expect(self.cells.last.locator(".jp-InputPrompt")).to_have_text(
             re.compile(r"\[\d+\]"), timeout=PATIENCE_MS
         )
-
-    async def save(self) -> None:
-        await self.page.keyboard.press("Control+s")
-        await expect(self.page.locator(".jp-mod-current.jp-mod-dirty")).to_have_count(0)
 
     async def _menu(self, name: str, item: str) -> None:
         await self.page.get_by_role("menuitem", name=name, exact=True).click()

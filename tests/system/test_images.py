@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,20 @@ def test_a_notebook_server_is_there(image_engine: DockerClient) -> None:
     run(image_engine, "singleuser", "python", "-c", "import federator.extension, federator.kernel, jupyterlab")
 
 
+def test_jupyterlab_has_the_extension_with_its_files(image_engine: DockerClient) -> None:
+    listed = run(image_engine, "singleuser", "jupyter", "labextension", "list")
+    assert re.search(r"notebook-federator v\S+ .*enabled.*OK", listed), listed
+    folder = "/opt/venv/share/jupyter/labextensions/notebook-federator"
+    entry = json.loads(run(image_engine, "singleuser", "cat", f"{folder}/package.json"))["jupyterlab"]["_build"]["load"]
+    assert run(image_engine, "singleuser", "test", "-s", f"{folder}/{entry}") == ""
+
+
+@pytest.mark.parametrize("image", ["singleuser", "aggregator"])
+def test_a_notebooks_modules_are_there_on_both_ends(image_engine: DockerClient, image: str) -> None:
+    """The ServerApp imports what the notebook imports."""
+    run(image_engine, image, "python", "-c", "import pandas, sklearn.linear_model, torch, xgboost")
+
+
 def test_a_kernel_starts_where_the_home_volume_is_empty(image_engine: DockerClient) -> None:
     home = image_engine.volumes.create()
     try:
@@ -173,7 +188,15 @@ def test_an_aggregator_has_neither_hub_nor_jupyter_nor_docker(image_engine: Dock
     installed = run(image_engine, "aggregator", "pip", "list", "--format", "freeze")
     names = {line.partition("==")[0].lower() for line in installed.splitlines()}
     assert "flwr" in names
-    assert not names & {"jupyterhub", "jupyter-server", "jupyter_server", "jupyterlab", "ipykernel", "docker"}
+    assert not names & {
+        "jupyterhub",
+        "jupyter-server",
+        "jupyter_server",
+        "jupyterlab",
+        "ipykernel",
+        "docker",
+        "aiohttp",
+    }
 
 
 def test_the_hub_and_its_proxy_are_there(image_engine: DockerClient) -> None:

@@ -38,6 +38,13 @@ async def test_federated_beats_the_best_single_site(outcome: Outcome) -> None:
     assert outcome.federated > outcome.best_alone
 
 
+async def test_the_conclusion_and_the_pooled_model_stand_beside_it(outcome: Outcome) -> None:
+    """The pooled model is trained by the same code in a researcher's own kernel."""
+    assert outcome.pooled > outcome.best_alone
+    assert f"{outcome.federated:.3f}" in outcome.conclusion
+    assert f"{outcome.best_alone:.3f}" in outcome.conclusion
+
+
 async def test_every_round_has_every_site(owner: Browser, outcome: Outcome, study: Study) -> None:
     run = await owner.get(f"api/runs/{outcome.run_id}")
     assert [one["number"] for one in run["rounds"]] == list(range(1, study.rounds + 1))

@@ -56,10 +56,9 @@ async def test_from_notebook_to_table(chromium: Browser, stack: Stack) -> None:
 
 async def open_starter(owner: Visitor, server: str) -> OpenNotebook:
     """Fetch the starter in a first notebook, and open it."""
-    first = OpenNotebook(owner.page, server, "first.ipynb")
+    first = OpenNotebook(owner.page, server, "Untitled.ipynb")
     await first.new()
     await first.run_cell('import federator\nfederator.starter("tabular")')
-    await first.save()
     notebook = OpenNotebook(owner.page, server, "tabular.ipynb")
     await notebook.open()
     await picture(owner.page, "1-starter")

@@ -23,9 +23,15 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Settles once nothing is wider than the window; the page's own policy forbids Playwright's `wait_for_function`.
+# Settles once nothing is wider than the window, nor a figure wider than its place, which hides the rest of it; the
+# page's own policy forbids Playwright's `wait_for_function`.
 FITS = """(width) => new Promise((fits) => {
-  const look = () => document.documentElement.scrollWidth <= width ? fits() : requestAnimationFrame(look);
+  const isWide = (figure) => figure.clientWidth > figure.closest(".js-plotly-plot").clientWidth;
+  const look = () => {
+    const figures = [...document.querySelectorAll(".main-svg")];
+    const fit = document.documentElement.scrollWidth <= width && !figures.some(isWide);
+    return fit ? fits() : requestAnimationFrame(look);
+  };
   look();
 })"""
 

@@ -1,4 +1,5 @@
-"""What the docs promise: links that lead somewhere, code that is Python, names that exist, a reference that is current.
+"""What the docs promise: links that lead somewhere, code that is Python, deployments that the Hub takes, names and
+commands that exist, a reference that is current.
 
 `tests/system/test_tutorials.py` runs the tutorials themselves.
 """
@@ -6,17 +7,28 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import federator
 import pytest
 
+from spawner import deployment
+from spawner.sites import TLS_FILES
+
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "images/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MAKE = re.compile(r"(?:^|`)make ([a-z]+)(?=`|$| +[#A-Z])", re.MULTILINE)
+MODULE = re.compile(r"\bpython -m ([\w.]*\w)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -33,6 +45,35 @@ def test_code_in_the_docs_is_python_and_calls_what_there_is(page: Path) -> None:
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "federator":
                 assert node.attr in federator.__all__, f"{page.name}: federator.{node.attr}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if TOML.search(page.read_text())], ids=lambda page: page.name)
+def test_deployments_in_the_docs_are_what_the_hub_takes(page: Path, tmp_path: Path) -> None:
+    """A part of one is TOML at least."""
+    for text in TOML.findall(page.read_text()):
+        tables = tomllib.loads(text)
+        if {"hub", "sso", "sites"} <= tables.keys():
+            for site in tables["sites"].values():
+                if "tls_dir" in site:
+                    make_certificates(tmp_path / site["tls_dir"])
+            path = tmp_path / "deployment.toml"
+            path.write_text(text, encoding="utf-8")
+            assert set(deployment.load(path).sites) == set(tables["sites"])
+
+
+def make_certificates(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in TLS_FILES:
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(MAKE.findall(text)) <= targets
+    missing = [name for name in sorted(set(MODULE.findall(text))) if importlib.util.find_spec(name) is None]
+    assert missing == []
 
 
 def test_the_reference_is_what_the_docstrings_say(tmp_path: Path) -> None:

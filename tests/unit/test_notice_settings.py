@@ -1,4 +1,4 @@
-"""From `[notices]` and `four_eyes` in the deployment file to what the service reads, without a secret on the way."""
+"""From `[notices]`, `four_eyes` and `keep_models` in the deployment file to what the service reads; no secret on the way."""
 
 from __future__ import annotations
 
@@ -92,6 +92,13 @@ def test_without_the_table_nobody_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "kept"), [("", 1024**3), ('keep_models = "250 MiB"', 250 * 1024**2), ("keep_models = 0", 0)]
+)
+def test_how_much_of_a_runs_models_is_kept(tmp_path: Path, said: str, kept: int) -> None:
+    assert settings(tmp_path, DEPLOYMENT.replace("[sso]\n", f"{said}\n\n[sso]\n")).keep_model_bytes == kept
+
+
+@pytest.mark.parametrize(
     ("good", "bad", "named"),
     [
         ("{user}@hub.example", "people@hub.example", "notices.address: names no user"),
@@ -100,6 +107,8 @@ def test_without_the_table_nobody_is_told(tmp_path: Path) -> None:
         ('user = "robot"', 'password = "x"', "notices.smtp.password"),
         ('user = "robot"', 'security = "ssl"', "notices.smtp.security"),
         ("four_eyes = true", 'four_eyes = "both"', "four_eyes"),
+        ('data_dir = "state"', 'data_dir = "state"\nkeep_models = "lots"', "hub.keep_models"),
+        ('data_dir = "state"', 'data_dir = "state"\nkeep_models = -1', "hub.keep_models"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, good: str, bad: str, named: str) -> None:
@@ -121,4 +130,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, good: str, bad: str, named: str)
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path, told: str) -> None:
     environment = {**SERVICE, **access.service(loaded(tmp_path))["environment"], "FEDERATION_NOTICES": told}
     with pytest.raises(Invalid, match="FEDERATION_NOTICES"):
+        Settings.from_environment(environment)
+
+
+def test_bytes_that_are_no_number_are_named(tmp_path: Path) -> None:
+    environment = {**SERVICE, **access.service(loaded(tmp_path))["environment"], "FEDERATION_KEEP_MODEL_BYTES": "1 GiB"}
+    with pytest.raises(Invalid, match="FEDERATION_KEEP_MODEL_BYTES"):
         Settings.from_environment(environment)

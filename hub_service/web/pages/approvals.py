@@ -32,11 +32,13 @@ from hub_service.web.schema import parse_time
 class ApprovalsPage(PageHandler):
     def get(self) -> None:
         requests = self.parts.coordinator.approvals(self.principal)
+        mine = self.my_site()
         self.render_page(
             "approvals.html",
             waiting=[one for one in requests if one.state.asks],
             decided=[one for one in requests if not one.state.asks],
             sites=sorted(policy.sites_decided_by(self.principal)),
+            titles={} if mine is None else {mine.slug: mine.title},
             nodes=self.parts.coordinator.site_nodes(self.principal),
         )
 
