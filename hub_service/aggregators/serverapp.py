@@ -353,6 +353,7 @@ def parse_arguments(arguments: Sequence[str]) -> Path:
 def main() -> int:
     """Called by `python -m`, and in a fork of `template_process`."""
     logging.basicConfig(level=logging.INFO)
+    logging.getLogger("flwr").propagate = False  # it writes to the same log by a handler of its own
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request says nothing
     # Flower's heartbeat interrupts this process; one started in the background may have inherited SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -73,6 +73,8 @@ class Outbox:
             queue.add(notice, link)
 
     async def run(self) -> None:
+        if not self._queues:
+            await asyncio.Event().wait()  # what ends without being cancelled is taken for broken
         async with asyncio.TaskGroup() as sending:
             for queue in self._queues:
                 sending.create_task(queue.run())

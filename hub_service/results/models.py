@@ -89,7 +89,7 @@ class RoundModels:
     def _size(self, number: int) -> int | None:
         try:
             return (self._folder / round_model_file(number)).lstat().st_size
-        except FileNotFoundError:
+        except OSError:  # not there, or a number whose name is too long for the disk
             return None
 
     def _remove_all(self, numbers: Iterable[int]) -> None:
@@ -97,4 +97,6 @@ class RoundModels:
             self._remove(number)
 
     def _remove(self, number: int) -> None:
-        (self._folder / round_model_file(number)).unlink(missing_ok=True)
+        # The owner's code may have put anything there, a folder for one: it goes with the run folder.
+        with contextlib.suppress(OSError):
+            (self._folder / round_model_file(number)).unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from textwrap import wrap
 from typing import Any
 
 from federator.contract import ClassScore, Difference, Interval, Metrics, RunDetail, RunResult, Score
@@ -19,6 +20,7 @@ _GREY = "#868e96"
 # From pale to dark, readable with black and with white ink; one hue, so that colour-blind people see the order.
 _SCALE = ((0.0, "#e7f0f8"), (0.5, "#74add1"), (1.0, "#1f4e79"))
 _ROW_HEIGHT, _FRAME_HEIGHT = 44, 90  # pixels
+_NAME_WIDTH = 14  # letters of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _heat_map(table: ResultTable) -> dict[str, Any]:
                 "hoverongaps": False,
                 "colorscale": [list(stop) for stop in _SCALE],
                 "reversescale": table.less_is_better,
-                "colorbar": {"thickness": 10, "title": {"text": without_markup(table.metric), "side": "right"}},
+                "showscale": False,  # each cell has its number, and a telephone has no room
                 "xgap": 2,
                 "ygap": 2,
             }
@@ -238,9 +240,25 @@ def _heat_map(table: ResultTable) -> dict[str, Any]:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"color": _GREY, "size": 13},
-            "xaxis": {"automargin": True, "side": "bottom", "type": "category"},
-            "yaxis": {"automargin": True, "type": "category"},
+            "xaxis": {
+                **_axis(table.columns),
+                "tickangle": 0,
+                "title": {"text": without_markup(f"{table.metric} on the test data of each"), "font": {"size": 12}},
+            },
+            "yaxis": _axis([row.title for row in rows]),
         },
+    }
+
+
+def _axis(names: Sequence[str]) -> dict[str, Any]:
+    """An axis of these names, in lines that leave room for the cells."""
+    lines = [[without_markup(line) for line in wrap(name, _NAME_WIDTH, break_long_words=False)] for name in names]
+    return {
+        "type": "category",
+        "automargin": True,
+        "tickvals": [without_markup(name) for name in names],
+        "ticktext": ["<br>".join(one) for one in lines],
+        "tickfont": {"size": 11},
     }
 
 

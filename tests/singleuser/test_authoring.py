@@ -59,7 +59,7 @@ async def test_what_was_tried_is_what_is_declared_and_published(world: World, tm
     assert before.app.outputs == ()
     assert before.app.private_cells == (2,)
     assert "not declared" in repr(before)
-    assert "Stays private: cells 2." in repr(before)
+    assert "Stays private: cell 2." in repr(before)
     assert "patient 7" not in repr(before) + before._repr_html_()
 
     trial = await asyncio.to_thread(federator.try_here, path, sites=2, rounds=2)

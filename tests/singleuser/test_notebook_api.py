@@ -250,7 +250,7 @@ def test_a_refusal_by_a_steward_is_shown_with_its_reason() -> None:
             detail="by her",
         )
     )
-    assert row == ("maria", "South", "scans", "rejected: writes files", "paused by her")
+    assert row == ("maria", "South", "scans", "rejected: writes files", "paused: by her")
 
 
 def test_a_site_that_failed_or_was_missing_stands_in_the_round(service: FakeService) -> None:

@@ -99,16 +99,14 @@ async def see_launcher_tile(owner: Visitor) -> None:
     await page.screenshot(path=SCREENSHOTS / "jupyterlab-launcher.png")
 
 
-async def test_a_starter_becomes_a_project_by_two_clicks(chromium: Browser, stack: Stack) -> None:
+async def test_a_starter_becomes_a_project_by_one_click(chromium: Browser, stack: Stack) -> None:
     owner = await visitor(chromium, OWNER, stack.origin)
     await owner.log_in()
     await owner.page.goto(f"{stack.origin}/services/federation/projects/new")
     starter = owner.page.get_by_role("listitem").filter(has_text="Survival analysis")
     await starter.get_by_role("button", name="Use it").click()
-    await expect(owner.page.get_by_role("heading", name="Stays", exact=True)).to_be_visible()
-    await owner.page.get_by_role("button", name="Create project").click()
     await expect(owner.page.get_by_role("heading", name="Survival analysis")).to_be_visible()
-    await expect(owner.page.locator("#versions")).to_contain_text("survival.ipynb")
+    await expect(owner.page.locator("#versions")).to_contain_text("Version 1: survival")
     await owner.look("project-from-starter")
     assert owner.errors == []
     await owner.context.close()

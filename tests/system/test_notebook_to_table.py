@@ -23,6 +23,14 @@ DATASET = "biopsies"
 PROJECT = "Breast aspirates, from a notebook"
 ROUNDS = 6
 PICTURES = "show/"
+# Notes how many marks of curves the page has each time that their number changes.
+COUNT_MARKS = """(marks) => {
+  window.marks = [];
+  new MutationObserver(() => {
+    const count = document.querySelectorAll(marks).length;
+    if (count !== window.marks.at(-1)) window.marks.push(count);
+  }).observe(document.body, { subtree: true, childList: true });
+}"""
 PHOTO_HEIGHT = 1500  # pixels of a window that shows a long cell whole
 
 
@@ -91,7 +99,9 @@ async def take_part(owner: Visitor, member: Visitor, stack: Stack) -> None:
 async def watch_in_both_places(notebook: OpenNotebook, member: Visitor) -> None:
     """The curve grows in the owner's cell and on the member's page, which nobody reloads."""
     await member.page.evaluate("window.notReloaded = true")
-    watched = await notebook.start_cell(f"run = project.run(rounds={ROUNDS})\nrun.watch()\nNone")
+    await notebook.page.evaluate(COUNT_MARKS, ".jp-OutputArea svg[role=img] path")
+    await member.page.evaluate(COUNT_MARKS, "#curve path.point")
+    watched = await notebook.start_cell(f"run = project.run(rounds={ROUNDS})\nrun.watch()")
     mine, theirs = watched.locator("svg[role=img]"), member.page.locator("#curve .js-line")
     await expect(mine).to_be_visible(timeout=PATIENCE_MS)
     await expect(theirs.first).to_be_visible(timeout=PATIENCE_MS)
@@ -100,6 +110,9 @@ async def watch_in_both_places(notebook: OpenNotebook, member: Visitor) -> None:
     await expect(watched.first).to_contain_text(re.compile("finished"), timeout=2 * PATIENCE_MS)
     await notebook.done()
     await picture(notebook.page, "7-finished")
+    for page in (notebook.page, member.page):
+        grown = [count for count in await page.evaluate("window.marks") if count > 0]
+        assert len(set(grown)) > 2, grown
 
 
 async def read_the_table(notebook: OpenNotebook, member: Visitor) -> None:
@@ -130,7 +143,7 @@ async def use_the_model(notebook: OpenNotebook) -> None:
 
 
 async def see_it_in_jupyterlab(owner: Visitor, server: str) -> None:
-    """The status bar shows the client, the launcher leads to the projects; both also in the dark theme."""
+    """The status bar shows the client, the launcher leads to the projects."""
     await owner.page.goto(f"{server}lab?reset")
     await expect(owner.page.locator(".jp-LauncherCard", has_text="Federation projects")).to_be_visible()
     # Where other projects have clients in the server, too, the names are in the one link's tooltip.

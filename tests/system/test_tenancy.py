@@ -26,6 +26,11 @@ OWN_ROUTES = {
     ("post", "api/projects"),
     ("get", "api/approvals"),
     ("get", "api/assignments"),
+    ("get", "api/starters"),
+    ("get", "api/starters/{name}"),
+    ("get", "api/signing-key"),
+    ("post", "api/build"),
+    ("put", "api/site/packages"),
 }
 
 
@@ -56,6 +61,8 @@ async def first(stack: Stack, study: Study) -> FirstTenant:
         "participation_id": joined["participation_id"],
         "user": COLLEAGUES[0].username,
         "run_id": "no-such-run",
+        "site": COLLEAGUES[0].site,
+        "name": "tabular",
     }
     return FirstTenant(ids, description)
 

@@ -48,6 +48,7 @@ class Visitor:
         await self.page.goto(f"{self.origin}/hub/home")
         await self.page.get_by_role("button", name=re.compile("Sign in")).click()
         await self.page.get_by_role("button", name=self.person.name).click()
+        await self.page.wait_for_url(re.compile(rf"^{re.escape(self.origin)}/hub/"))  # going on sooner would end it
 
     async def look(self, name: str) -> None:
         """Take screenshots of the page, wide and as on a phone."""

@@ -66,6 +66,7 @@ def test_the_narrowest_group_around_counts(version_2: Groups) -> None:
     version_2.write("cpu.max", "800000 100000")
     assert version_2.cores() == 3
     assert version_2.cores(CPU_LIMIT="2") == 2
+    assert version_2.cores(CPU_LIMIT="2", OMP_NUM_THREADS="1") == 1
 
 
 def test_in_a_container_the_uppermost_group_is_its_own(version_2: Groups) -> None:

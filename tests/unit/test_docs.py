@@ -76,6 +76,19 @@ def test_commands_in_the_docs_exist(page: Path) -> None:
     assert missing == []
 
 
+def test_the_map_names_modules_that_there_are() -> None:
+    """A name without a folder stands in the folder of the one before it."""
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    missing, folder = [], ROOT
+    for name in re.findall(r"`([^`]+)`", "\n".join(rows)):
+        path = ROOT / "images" / "singleuser" / name if name.startswith("federator/") else ROOT / name
+        path = path if "/" in name or path.exists() else folder / name
+        folder = path.parent
+        if not path.exists():
+            missing.append(name)
+    assert missing == []
+
+
 def test_the_reference_is_what_the_docstrings_say(tmp_path: Path) -> None:
     page = tmp_path / "api.md"
     subprocess.run([sys.executable, ROOT / "scripts" / "api_reference.py", page], check=True)

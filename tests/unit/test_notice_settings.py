@@ -1,4 +1,4 @@
-"""From `[notices]`, `four_eyes` and `keep_models` in the deployment file to what the service reads; no secret on the way."""
+"""From `[notices]`, `four_eyes` and `keep_models` in the deployment file to what the service reads; secrets apart."""
 
 from __future__ import annotations
 

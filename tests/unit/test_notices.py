@@ -284,6 +284,15 @@ async def test_with_no_channel_nothing_waits() -> None:
         outbox.tell(NOTICE)
 
 
+async def test_with_no_channel_it_goes_on_until_it_is_cancelled() -> None:
+    running = asyncio.create_task(Outbox([], link).run())
+    done, _ = await asyncio.wait({running}, timeout=0.05)
+    assert not done
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+
+
 def test_whom_there_is_no_address_for_is_told_nothing() -> None:
     assert addresses_by("", {})(replace(NOTICE, users=("anna", "bert"))) == ()
     by_template = addresses_by("{user}@hub.example", {})

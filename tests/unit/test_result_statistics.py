@@ -232,7 +232,7 @@ def test_the_last_and_the_best_model_are_kept_then_the_newest_that_fit(tmp_path:
 
 
 def test_what_the_owners_code_says_of_models_is_not_believed(tmp_path: Path) -> None:
-    """A name that leads elsewhere, a link, and a size that is too small."""
+    """A name that leads elsewhere, a link, a size that is too small, a folder, a number beyond a name's length."""
     (tmp_path / "run").mkdir()
     secret = tmp_path / "secret.safetensors"
     secret.write_bytes(b"secret")
@@ -241,7 +241,8 @@ def test_what_the_owners_code_says_of_models_is_not_believed(tmp_path: Path) -> 
     (tmp_path / "run" / round_model_file(1)).write_bytes(b"x" * 1000)
     (tmp_path / "run" / round_model_file(2)).symlink_to(secret)
     (tmp_path / "run" / round_model_file(3)).write_bytes(b"x" * 10)
-    for number in (1, 2, 3):
+    (tmp_path / "run" / round_model_file(4)).mkdir()
+    for number in (1, 2, 3, 4, 10**300):
         models.add(number, 1)
     kept = models.collect(Artifacts(tmp_path / "artifacts"), best=3)
     assert [one.round for one in kept] == [3]

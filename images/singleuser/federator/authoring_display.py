@@ -167,12 +167,16 @@ def _app_title(app: AppPreview) -> str:
     return f"{app.title}: a Flower app of {len(app.files)} files, {app.size:,} bytes, hash {app.fab_hash[:12]}"
 
 
+def _cells_word(cells: Sequence[object]) -> str:
+    return "cell" if len(cells) == 1 else "cells"
+
+
 def _facts(app: AppPreview) -> list[str]:
     leaving = ", ".join(str(cell.number) for cell in app.cells)
     private = ", ".join(map(str, app.private_cells))
     facts = [
-        f"Leaves this notebook: cells {leaving}. No output, no data." if leaving else "",
-        f"Stays private: cells {private}." if private else "",
+        f"Leaves this notebook: {_cells_word(app.cells)} {leaving}. No output, no data." if leaving else "",
+        f"Stays private: {_cells_word(app.private_cells)} {private}." if private else "",
         f"Needs: {', '.join(app.dependencies)}; imports {', '.join(app.imports) or 'nothing'}.",
         f"Configuration: {', '.join(f'{key} = {value}' for key, value in app.config.items())}.",
     ]

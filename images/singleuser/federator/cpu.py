@@ -18,15 +18,16 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores(environ: Mapping[str, str], own_groups: Path = _OWN_GROUPS, groups: Path = _GROUPS) -> int:
-    """The least of what the scheduler, the Hub and the control groups allow; a part of a core counts as one.
+    """The least of what the scheduler, the Hub, the site's own number of threads and the control groups allow.
 
-    Called by `federator.provisioner` for each client kernel.
+    A part of a core counts as one. Called by `federator.provisioner` for each client kernel, and by `federator.trial`.
 
     Args:
         own_groups: the kernel's list of this process's control groups.
         groups: where the control groups are mounted.
     """
-    limits = [len(os.sched_getaffinity(0)), *_said(environ.get(LIMIT_VARIABLE, "")), *_quotas(own_groups, groups)]
+    said = (number for name in (LIMIT_VARIABLE, THREADS_VARIABLE) for number in _said(environ.get(name, "")))
+    limits = [len(os.sched_getaffinity(0)), *said, *_quotas(own_groups, groups)]
     return max(1, math.ceil(min(limits)))
 
 

@@ -96,7 +96,8 @@ def participant_row(participant: Participant) -> tuple[str, ...]:
     if participant.approval is ApprovalState.REJECTED and participant.approval_reason:
         approval = f"{approval}: {participant.approval_reason}"
     joined = participant.state is MemberState.JOINED
-    client = f"{participant.client.value} {participant.detail}".strip() if joined else participant.state.value
+    words = (participant.client.value, participant.detail) if joined else (participant.state.value,)
+    client = ": ".join(word for word in words if word)
     return (participant.user, participant.site_title or "", participant.dataset or "", approval, client)
 
 
@@ -162,7 +163,8 @@ def run_text(run: RunDetail) -> str:
 
 def run_html(run: RunDetail) -> str:
     head, rows = rounds_table(run)
-    title = f"<p>{state_html(run.summary.status)} <b>{escape(run_words(run.summary))}</b></p>"
+    dot = f"<span style='color:{colour(run.summary.status)}'>&#9679;</span>"
+    title = f"<p>{dot} <b>{escape(run_words(run.summary))}</b></p>"
     return title + (html_table(head, rows) if rows else "")
 
 
