@@ -1,0 +1,103 @@
+"""Flower apps that import nothing of ours, through the whole product: uploaded, approved, joined, run, and watched."""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.demo.browser import Browser
+from examples.demo.deployment import DatasetFolder
+from examples.demo.people import RESEARCHERS, STEWARDS
+from examples.demo.scenario import all_ready
+from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from tests.system.conftest import OUTPUT
+
+pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(600)]
+
+APPS = ROOT / "examples" / "flower_apps"
+DATASET = "tables"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("tables")
+    folders = {one.site: write_table(folder / one.site, seed) for seed, one in enumerate(RESEARCHERS)}
+    dataset = DatasetFolder(DATASET, "Tables", "Four numbers, and 0 or 1.", folders)
+    with running_stack(OUTPUT / "stock-apps", embedded_sites(dataset), port=free_port()) as running:
+        yield running
+
+
+def write_table(folder: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for part, rows in (("train", 80), ("test", 40)):
+        labels = np.arange(rows) % 2
+        features = np.array([1.0, -1.0, 0.5, 0.0]) * labels[:, None] + rng.normal(size=(rows, 4))
+        np.savetxt(folder / f"{part}.csv", np.column_stack([features, labels]), delimiter=",", header="h", comments="")
+    return folder
+
+
+@pytest.fixture(scope="module")
+async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
+    browsers = {one.username: Browser(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
+    await asyncio.gather(*(one.log_in() for one in browsers.values()))
+    await asyncio.gather(*(browsers[one.username].start_server() for one in RESEARCHERS))
+    yield browsers
+    for one in browsers.values():
+        await one.close()
+
+
+def zipped(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((APPS / name).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                archive.write(file, file.relative_to(APPS))
+    return path
+
+
+@pytest.mark.parametrize("name", ["decaying-rate", "own-loop", "mods-and-query"])
+async def test_a_stock_app_runs_with_the_curves_of_each_site(
+    people: dict[str, Browser], tmp_path: Path, name: str
+) -> None:
+    owner, *others = (people[one.username] for one in RESEARCHERS)
+    project = f"api/projects/{(await owner.post('api/projects', {'name': name, 'description': ''}))['id']}"
+    version = await owner.upload(f"{project}/apps", zipped(name, tmp_path))
+    for one in others:
+        await owner.post(f"{project}/invitations", {"user": one.username})
+    for one, steward in zip((owner, *others), STEWARDS, strict=True):
+        part = await one.post(f"{project}/participation", {"dataset": DATASET})
+        decision = {"project_id": project.rpartition("/")[2], "fab_hash": version["fab_hash"], "state": "approved"}
+        await people[steward.username].post(
+            "api/approvals", {**decision, "site": part["site"], "dataset": DATASET, "reason": ""}
+        )
+    await all_ready(owner, decision["project_id"], len(RESEARCHERS))
+
+    started = await owner.post(f"{project}/runs", {"rounds": 3, "compare": False})
+    seen, run = await watched_to_its_end(others[0], decision["project_id"])
+    assert run["summary"]["status"] == "finished", run["summary"]["message"]
+    assert run["model"]["size"] > 0
+    assert [one["number"] for one in run["rounds"]] == [1, 2, 3]
+    for one in run["rounds"]:
+        assert {site["site"] for site in one["sites"]} == {known.site for known in RESEARCHERS}
+        assert all({"loss", "accuracy"} <= site["evaluate"].keys() and not site["error"] for site in one["sites"])
+    assert len(seen) > 1, "a member sees rounds before the end"
+    curves = (await others[1].get(f"api/runs/{started['id']}/figures"))["figure"]["data"]
+    assert [len(one["y"]) for one in curves] == [3] * (len(RESEARCHERS) + 1)
+
+
+async def watched_to_its_end(member: Browser, project_id: str) -> tuple[set[int], dict[str, Any]]:
+    """How many rounds the member saw, each time that the project's stream told of the run; and the run at its end."""
+    seen: set[int] = set()
+    async for kind, data in member.watch(project_id):
+        if kind == "run":
+            seen.add(len(data["rounds"]))
+            if data["summary"]["status"] in ("finished", "failed", "stopped"):
+                return seen, data
+    raise AssertionError("the stream ended before the run")
