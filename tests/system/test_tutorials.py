@@ -1,4 +1,4 @@
-"""The researcher's tutorial, cell by cell, by the people it names, in the running stack.
+"""The researcher's tutorial and the README, cell by cell, by the people they name, in the running stack.
 
 A comment before a block names who runs it; two other comments stand for what people do in the browser.
 """
@@ -19,6 +19,7 @@ from examples.demo.stack import ROOT, Stack
 
 pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(600)]
 
+TUTORIAL, README = "docs/tutorial-researcher.md", "README.md"
 _STEP = re.compile(r"<!-- (?P<who>[^>]+?) -->(?:\n```python\n(?P<code>.*?)^```)?", re.DOTALL | re.MULTILINE)
 
 
@@ -31,7 +32,7 @@ class Step:
 
 
 def steps_of(page: str) -> list[Step]:
-    text = (ROOT / "docs" / page).read_text()
+    text = (ROOT / page).read_text()
     return [Step(found["who"], found["code"] or "") for found in _STEP.finditer(text)]
 
 
@@ -53,20 +54,28 @@ async def kernels(people: dict[str, Browser]) -> AsyncIterator[dict[str, Noteboo
         await one.shut_down()
 
 
-def test_every_cell_of_the_tutorial_says_who_runs_it() -> None:
-    text = (ROOT / "docs" / "tutorial-researcher.md").read_text()
-    assert text.count("```python") == sum(bool(step.code) for step in steps_of("tutorial-researcher.md")) > 0
+@pytest.mark.parametrize("page", [TUTORIAL, README])
+def test_every_cell_says_who_runs_it(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert text.count("```python") == sum(bool(step.code) for step in steps_of(page)) > 0
 
 
-async def test_the_tutorial_runs(people: dict[str, Browser], kernels: dict[str, NotebookKernel]) -> None:
+async def run_page(
+    page: str, people: dict[str, Browser], kernels: dict[str, NotebookKernel]
+) -> dict[tuple[str, str], str]:
+    """Do what the page says. Returns what each cell showed, by who ran it and its last line."""
     shown: dict[tuple[str, str], str] = {}
-    for step in steps_of("tutorial-researcher.md"):
+    for step in steps_of(page):
         if not step.code:
-            await in_the_browser(step.who, people)
+            await beside_the_cells(step.who, people, kernels)
             continue
         for name in step.who.split():
             shown[name, step.code.strip().splitlines()[-1]] = await kernels[name].run(step.code)
+    return shown
 
+
+async def test_the_tutorial_runs(people: dict[str, Browser], kernels: dict[str, NotebookKernel]) -> None:
+    shown = await run_page(TUTORIAL, people, kernels)
     assert re.search(r"train +arrays +weight +float32\[2,30\] +240", shown["amara", "trial"])
     published = shown["amara", 'project = federator.publish("tabular.ipynb", name="Aspirates, together")']
     assert "Leaves this notebook: cells 3, 5, 6, 8, 9, 11." in published
@@ -86,9 +95,19 @@ async def test_the_tutorial_runs(people: dict[str, Browser], kernels: dict[str, 
     assert "README.md" in await kernels["mateu"].run(names)
 
 
-async def in_the_browser(what: str, people: dict[str, Browser]) -> None:
+async def test_the_readme_runs(people: dict[str, Browser], kernels: dict[str, NotebookKernel]) -> None:
+    await run_page(README, people, kernels)
+    assert "finished, round 10 of 10" in await kernels["amara"].run("run.refresh()")
+    assert "SGD" in await kernels["amara"].run("print(vars(model))")
+
+
+async def beside_the_cells(what: str, people: dict[str, Browser], kernels: dict[str, NotebookKernel]) -> None:
     doing, _, title = what.partition(": ")
     owner = people["amara"]
+    if set(doing.split()) <= kernels.keys():  # a line that stands in the text
+        for name in doing.split():
+            await kernels[name].run(f"import federator\n{title}")
+        return
     project_id = next(one["id"] for one in (await owner.get("api/home"))["projects"] if one["name"] == title)
     match doing:
         case "stewards approve":
