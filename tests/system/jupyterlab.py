@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from playwright.async_api import Locator, Page, expect
 
 PATIENCE_MS = 120_000
+NOT_RUN = re.compile(r"\[ ]:")
 
 
 class OpenNotebook:
@@ -55,8 +57,17 @@ class OpenNotebook:
         cell = self.cells.last
         await cell.locator(".cm-content").click()
         await self.page.keyboard.insert_text(source)
-        await self.page.keyboard.press("Control+Enter")
+        await expect(cell.locator(".cm-content")).to_contain_text(source.splitlines()[0])
+        await self._press_run(cell)
         return cell.locator(".jp-OutputArea-output")
+
+    async def _press_run(self, cell: Locator) -> None:
+        """As a person does who sees that nothing has happened: JupyterLab drops keys while it starts a session."""
+        for patience_ms in (5_000, 10_000, PATIENCE_MS):
+            await cell.locator(".cm-content").press("Control+Enter")
+            with contextlib.suppress(AssertionError):
+                await expect(cell.locator(".jp-InputPrompt")).not_to_have_text(NOT_RUN, timeout=patience_ms)
+                return
 
     async def run_cell(self, source: str) -> Locator:
         """As `start_cell`; returns once the cell is done."""

@@ -115,6 +115,7 @@ async def test_a_hub_that_crashes_in_the_middle_of_a_start_loses_no_gpu(
     async with asyncio.timeout(PATIENCE_S):
         while held(docker_sites):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.5)
+    await three[0].stop_server()  # returns once the Hub, too, is done with ending it
     await three[0].start_server(WITH_GPU)
     assert list(held(docker_sites)) == [three[0].username]
 

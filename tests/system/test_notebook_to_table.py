@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.needs_node, pytest.mark.needs_browser, pytest.mark.tim
 OWNER, MEMBER = RESEARCHERS[:2]
 DATASET = "biopsies"
 PROJECT = "Breast aspirates, from a notebook"
-ROUNDS = 6
+ROUNDS = 30  # of a twentieth of a second each: enough for a curve to be seen growing
 PICTURES = "show/"
 # Notes how many marks of curves the page has each time that their number changes.
 COUNT_MARKS = """(marks) => {

@@ -49,6 +49,8 @@ async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
 @pytest.fixture(scope="module")
 async def kernels(people: dict[str, Browser]) -> AsyncIterator[dict[str, NotebookKernel]]:
     kernels = {one.username: await people[one.username].start_kernel() for one in RESEARCHERS}
+    for one in kernels.values():  # other tests in this stack leave notebooks in the same servers
+        await one.run("from pathlib import Path\n[file.unlink() for file in Path().glob('*.ipynb')]")
     yield kernels
     for one in kernels.values():
         await one.shut_down()
