@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from examples.demo.browser import Browser
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import all_ready
-from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from examples.demo.stack import Stack, embedded_sites, free_port, running_stack
+from tests.fakes.stock_apps import NAMES, write_table, zipped
 from tests.system.conftest import OUTPUT
 
 pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(600)]
 
-APPS = ROOT / "examples" / "flower_apps"
 DATASET = "tables"
 
 
@@ -33,16 +31,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-def write_table(folder: Path, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    for part, rows in (("train", 80), ("test", 40)):
-        labels = np.arange(rows) % 2
-        features = np.array([1.0, -1.0, 0.5, 0.0]) * labels[:, None] + rng.normal(size=(rows, 4))
-        np.savetxt(folder / f"{part}.csv", np.column_stack([features, labels]), delimiter=",", header="h", comments="")
-    return folder
-
-
 @pytest.fixture(scope="module")
 async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
     browsers = {one.username: Browser(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
@@ -53,22 +41,15 @@ async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
         await one.close()
 
 
-def zipped(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted((APPS / name).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, file.relative_to(APPS))
-    return path
-
-
-@pytest.mark.parametrize("name", ["decaying-rate", "own-loop", "mods-and-query"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_a_stock_app_runs_with_the_curves_of_each_site(
     people: dict[str, Browser], tmp_path: Path, name: str
 ) -> None:
     owner, *others = (people[one.username] for one in RESEARCHERS)
     project = f"api/projects/{(await owner.post('api/projects', {'name': name, 'description': ''}))['id']}"
-    version = await owner.upload(f"{project}/apps", zipped(name, tmp_path))
+    app = tmp_path / f"{name}.zip"
+    app.write_bytes(zipped(name))
+    version = await owner.upload(f"{project}/apps", app)
     for one in others:
         await owner.post(f"{project}/invitations", {"user": one.username})
     for one, steward in zip((owner, *others), STEWARDS, strict=True):
