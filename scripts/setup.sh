@@ -43,7 +43,7 @@ log=.venv/setup.log
     stop "pip could not install its first package." "Is the network (or the package mirror in your pip configuration) reachable? Details: $log"
 }
 say "  Python packages ..."
-.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --editable images/singleuser --editable '.[embedded,demo,test]' >"$log" 2>&1 || {
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --editable images/singleuser --editable '.[embedded,postgresql,s3,demo,test]' >"$log" 2>&1 || {
     tail -n 5 "$log" >&2
     stop "the Python packages could not be installed." "A full disk or no network is the usual cause; the lines above say which. The same command goes on from there. Details: $log"
 }

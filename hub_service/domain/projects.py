@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from federator.contract import Cell, ClientState, MemberState, SourceFile
+from federator.contract import Cell, ClientState, MemberState, OutagePolicy, SourceFile
+
+GRACE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,15 @@ def _slugs(groups: frozenset[str], prefix: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Project:
+    """`on_outage` and `grace_s`, in seconds, hold for the runs that are started from now on."""
+
     id: str
     name: str
     description: str
     owner: str
     created_at: datetime
+    on_outage: OutagePolicy = OutagePolicy.WAIT
+    grace_s: float = GRACE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from federator.contract import Metrics, ModelFile, RunStatus
+from federator.contract import Metrics, ModelFile, OutagePolicy, RunStatus
+
+from hub_service.domain.projects import GRACE_S
 
 MOST_ROUNDS = 1000
 
@@ -52,6 +54,9 @@ class Run:
     nodes: dict[str, str] = field(default_factory=dict)  # decimal node id -> site, for every node that took part
     seed: int | None = None  # in place of the app's own
     models: tuple[ModelFile, ...] = ()  # those that are kept, by round
+    on_outage: OutagePolicy = OutagePolicy.WAIT  # as the project's when it was started
+    grace_s: float = GRACE_S
+    resumed: int = 0  # how often its aggregator was lost and begun anew
 
 
 WIRE_PRECISION_KEY = "wire-precision"  # of a Flower app's config; an app without it is exact
@@ -81,6 +86,7 @@ class EventKind(StrEnum):
     REPLY = "reply"  # one node's answer, or its error
     MODEL = "model"  # the global model after a round was written: text = sha256, bytes, round
     SCORE = "score"  # a model ("federated", or the node id that trained alone) on a node's test data
+    RESUMED = "resumed"  # begun anew behind `round` of `phase`: what was reported of later rounds of it is void
     FINISHED = "finished"
     FAILED = "failed"  # text: why, for a person
 

@@ -15,6 +15,7 @@ from federator.contract import (
     Conditions,
     MemberState,
     ModelFile,
+    OutagePolicy,
     RunStatus,
     SourceFile,
 )
@@ -300,7 +301,7 @@ def _without_place(row: Row) -> dict[str, Any]:
 
 
 def _project(row: Row) -> Project:
-    return Project(**row)
+    return Project(**{**row, "on_outage": OutagePolicy(row["on_outage"])})
 
 
 def _member(row: Row) -> Member:
@@ -338,6 +339,7 @@ def _run(row: Row) -> Run:
             "target": RunTarget(row["target"]),
             "status": RunStatus(row["status"]),
             "models": tuple(ModelFile(**model) for model in row["models"]),
+            "on_outage": OutagePolicy(row["on_outage"]),
         }
     )
 

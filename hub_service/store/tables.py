@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 3  # grows with every change of a table
+SCHEMA_VERSION = 4  # grows with every change of a table
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -63,6 +63,8 @@ projects = Table(
     Column("description", Text, nullable=False),
     Column("owner", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("on_outage", String(16), nullable=False),
+    Column("grace_s", Float, nullable=False),
 )
 
 members = Table(
@@ -162,6 +164,9 @@ runs = Table(
     Column("nodes", JSON, nullable=False),
     Column("seed", Integer, nullable=True),
     Column("models", JSON, nullable=False),
+    Column("on_outage", String(16), nullable=False),
+    Column("grace_s", Float, nullable=False),
+    Column("resumed", Integer, nullable=False),
     UniqueConstraint("project_id", "number"),
 )
 

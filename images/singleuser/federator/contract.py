@@ -143,6 +143,14 @@ class RunStatus(StrEnum):
         return self in (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.STOPPED)
 
 
+class OutagePolicy(StrEnum):
+    """What a run does when a site's client falls silent while it is waited for."""
+
+    WAIT = "wait"  # until it is back, however long
+    CONTINUE = "continue"  # after the grace time, with the others; the site rejoins when it is back
+    STOP = "stop"  # after the grace time
+
+
 class SiteState(StrEnum):
     """What one site does in a run that is in flight."""
 
