@@ -2,8 +2,10 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
+CHAOS := tests/system/test_recovery.py tests/system/test_soak.py tests/system/test_bad_links.py \
+	tests/singleuser/test_resume.py tests/singleuser/test_outages.py tests/contract/test_database_outage.py
 
-.PHONY: help demo test bench lint format docs setup clean
+.PHONY: help demo test chaos bench lint audit sbom format docs setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +16,9 @@ demo: setup ## Run the whole journey, then leave the Hub up.  EXIT=1: end after 
 test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out
 	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
 
+chaos: setup ## Kill everything again and again, for hours; figures below test-output/reliability.  TRIES=25  MINUTES=120
+	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) $(or $(ARGS),$(CHAOS))
+
 bench: setup ## Measure, and print a table.  GROUPS="rounds big": these only.  ARGS=--without-peers: ours only
 	@$(PY) -m tests.bench $(ARGS) $(GROUPS)
 
@@ -21,6 +26,15 @@ lint: setup ## ruff, mypy --strict: the checks of CI
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+audit: setup ## Look up the images' locked packages among the known vulnerabilities
+	@$(PY) scripts/audit.py $(ARGS)
+
+sbom: setup ## Write software bills of materials (CycloneDX) of the environment and the images' locks into test-output/sbom
+	@mkdir -p test-output/sbom
+	@.venv/bin/cyclonedx-py environment --validate --pyproject pyproject.toml -o test-output/sbom/environment.json $(PY)
+	@for image in hub aggregator; do PYTHONWARNINGS=ignore .venv/bin/cyclonedx-py requirements --validate \
+		--pyproject pyproject.toml -o test-output/sbom/$$image.json images/$$image/requirements.txt || exit 1; done
 
 format: setup ## Let ruff rewrite what it can
 	@.venv/bin/ruff check --fix .

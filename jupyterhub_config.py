@@ -2,8 +2,8 @@
 
 What differs between deployments stands in the file that NOTEBOOK_FEDERATOR_CONFIG names (deploy/deployment.toml shows
 every key) and, for secrets, in the environment: NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET,
-NOTEBOOK_FEDERATOR_SMTP_PASSWORD, NOTEBOOK_FEDERATOR_WEBHOOK_KEY, and JPY_COOKIE_SECRET (hex) and
-CONFIGPROXY_AUTH_TOKEN where the Hub should not make its own.
+NOTEBOOK_FEDERATOR_SMTP_PASSWORD, NOTEBOOK_FEDERATOR_WEBHOOK_KEY, NOTEBOOK_FEDERATOR_METRICS_TOKEN,
+PGPASSFILE or PGPASSWORD, and JPY_COOKIE_SECRET (hex) and CONFIGPROXY_AUTH_TOKEN where the Hub should not make its own.
 """
 
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 from federator.contract import FLEET_PREFIX
 
 import spawner
-from spawner import access, deployment, sites_page
+from spawner import access, deployment, hub_logs, sites_page
 from spawner.authenticator import SiteAuthenticator
 from spawner.kinds import spawner_class
+from spawner.proxy import RestoredProxy
 
 c = get_config()  # noqa: F821 - traitlets puts it here
 
@@ -22,7 +23,7 @@ hub = wanted.hub
 hub.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 # What the Hub keeps
-c.JupyterHub.db_url = f"sqlite:///{hub.data_dir}/jupyterhub.sqlite"
+c.JupyterHub.db_url = hub.jupyterhub_database or f"sqlite:///{hub.data_dir}/jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = f"{hub.data_dir}/jupyterhub_cookie_secret"
 c.ConfigurableHTTPProxy.pid_file = f"{hub.data_dir}/jupyterhub-proxy.pid"
 
@@ -31,10 +32,15 @@ c.JupyterHub.bind_url = hub.bind_url
 c.JupyterHub.public_url = hub.origin
 c.JupyterHub.ssl_cert = str(hub.tls_cert or "")
 c.JupyterHub.ssl_key = str(hub.tls_key or "")
-c.JupyterHub.hub_ip = "127.0.0.1"
-c.JupyterHub.hub_connect_ip = "127.0.0.1"
+c.JupyterHub.hub_ip = "127.0.0.1" if hub.apart is None else "0.0.0.0"  # noqa: S104 - of the parts' own network
+c.JupyterHub.hub_connect_ip = "127.0.0.1" if hub.apart is None else hub.apart.hub
 c.JupyterHub.hub_port = hub.hub_port
-c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{hub.proxy_api_port}"
+c.JupyterHub.proxy_class = RestoredProxy
+c.JupyterHub.cleanup_proxy = c.ConfigurableHTTPProxy.should_start = hub.apart is None
+c.ConfigurableHTTPProxy.api_url = f"http://{'127.0.0.1' if hub.apart is None else hub.apart.proxy}:{hub.proxy_api_port}"
+if hub.apart is not None:
+    # Nobody tells the Hub that such a proxy was started anew, and knows no routes: it looks, and gives them back.
+    c.JupyterHub.last_activity_interval = 10
 # The proxy takes a model through buffers of 64 KiB. glibc would give their memory back to the system again and again,
 # and fetch it anew page by page: about a tenth of the processor time that a model costs here.
 c.ConfigurableHTTPProxy.command = [
@@ -52,6 +58,8 @@ c.SiteAuthenticator.admin_contact = hub.admin_contact
 c.SiteAuthenticator.oauth_callback_url = f"{hub.origin}/hub/oauth_callback"
 # Groups are computed at login: who leaves an institution keeps what they had until the cookie ends.
 c.JupyterHub.cookie_max_age_days = 1
+# A login at the federation service ends with the cookie, too; a token that a person makes lives no longer than this.
+c.JupyterHub.token_expires_in_max_seconds = 30 * 86400
 c.JupyterHub.custom_scopes = access.CUSTOM_SCOPES
 c.JupyterHub.load_roles = access.roles(wanted)
 
@@ -59,10 +67,17 @@ c.JupyterHub.load_roles = access.roles(wanted)
 c.JupyterHub.spawner_class = spawner_class(wanted)
 c.JupyterHub.cleanup_servers = c.JupyterHub.spawner_class.ends_with_hub
 c.SiteSpawner.deployment = wanted
-c.JupyterHub.services = [access.service(wanted)]
+c.JupyterHub.services = [access.service(wanted), *access.monitors()]
+
+# What it writes down
+c.JupyterHub.logging_config = hub_logs.configuration(hub.log_format)
+c.JupyterHub.tornado_settings = {"log_function": hub_logs.log_request}
 
 # The administrators' page of the sites
 c.JupyterHub.extra_handlers = sites_page.handlers(wanted, deployment.config_path())
+
+# What the Hub's pages tell the browser, beside what the Hub itself does
+c.JupyterHub.tornado_settings = {"headers": access.page_headers(wanted)}
 
 # How the Hub's pages look
 c.JupyterHub.template_paths = [str(Path(spawner.__file__).parent / "templates")]

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 RUNS_TOPIC = "runs"  # a run was asked for or stopped, or who may take part in one has changed
 
+LEAVING_TOPIC = "leaving"  # something is to be removed from the disk
+
 
 def project_topic(project_id: str) -> str:
     """What a project's page shows has changed."""
@@ -26,7 +28,7 @@ class Changes:
     def __init__(self) -> None:
         self._revisions: dict[str, int] = defaultdict(int)
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._closed = False
+        self.closed = False
         self.followers = 0  # who are shown each change, as long as they look
 
     @contextmanager
@@ -40,7 +42,7 @@ class Changes:
 
     def close(self) -> None:
         """Wake everybody, and let nobody wait any more: the service ends, and open requests are to be answered."""
-        self._closed = True
+        self.closed = True
         for events in self._waiting.values():
             for event in events:
                 event.set()
@@ -57,7 +59,7 @@ class Changes:
 
     async def wait(self, topic: str, seen: int, timeout: float) -> int:  # noqa: ASYNC109
         """Return the topic's revision once it differs from `seen`, or after `timeout` seconds."""
-        if self._closed or self.revision(topic) != seen:
+        if self.closed or self.revision(topic) != seen:
             await asyncio.sleep(0)  # whoever waits in a loop lets others run, whatever the answer
             return self.revision(topic)
         event = asyncio.Event()

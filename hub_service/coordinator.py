@@ -12,6 +12,7 @@ from hub_service.changes import project_topic
 from hub_service.domain import policy
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import Principal
+from hub_service.operations.administration import AdministrationOperations
 from hub_service.operations.approvals import ApprovalOperations
 from hub_service.operations.clients import ClientOperations
 from hub_service.operations.members import MemberOperations
@@ -29,6 +30,7 @@ class Coordinator(
     NodeOperations,
     ClientOperations,
     StarterOperations,
+    AdministrationOperations,
 ):
     """See the module's text. Not thread-safe: every call comes from the service's event loop."""
 

@@ -6,6 +6,8 @@ import json
 from http import HTTPStatus
 from urllib.parse import quote
 
+from federator import logs
+from federator.contract import SITE_GROUP_PREFIX
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPResponse
 
 from hub_service.domain.directory import HubUser
@@ -19,7 +21,8 @@ class HubClient:
 
     Args:
         api_url: the Hub's API, JUPYTERHUB_API_URL.
-        api_token: the service's token, JUPYTERHUB_API_TOKEN; its role needs read:users:name and read:users:groups.
+        api_token: the service's token, JUPYTERHUB_API_TOKEN; its role needs read:users:name, read:users:groups
+            and read:groups.
     """
 
     def __init__(self, api_url: str, api_token: str) -> None:
@@ -39,10 +42,22 @@ class HubClient:
         except (ValueError, KeyError, TypeError) as error:
             raise _no_answer(f"not a user's description: {error!r}") from error
 
+    async def people_of(self, site: str) -> frozenset[str]:
+        response = await self._get(f"/groups/{quote(SITE_GROUP_PREFIX + site, safe='')}")
+        if response.code == HTTPStatus.NOT_FOUND:
+            return frozenset()
+        if response.code != HTTPStatus.OK:
+            raise _no_answer(f"HTTP {response.code} for a site's group")
+        try:
+            return frozenset(json.loads(response.body)["users"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _no_answer(f"not a group's description: {error!r}") from error
+
     async def _get(self, path: str) -> HTTPResponse:
+        headers = self._headers | logs.request_headers()
         try:
             return await AsyncHTTPClient().fetch(
-                self._api_url + path, headers=self._headers, raise_error=False, request_timeout=_TIMEOUT_S
+                self._api_url + path, headers=headers, raise_error=False, request_timeout=_TIMEOUT_S
             )
         except (OSError, HTTPClientError) as error:
             raise _no_answer(repr(error)) from error

@@ -2,30 +2,39 @@
 
 `PageIdentity` is for what a browser shows: a stranger is sent to the Hub's login. `ApiIdentity` is for programs and for
 the pages' own scripts: a stranger gets an `Unauthenticated` error. Both set `principal` in `prepare()`, before a
-handler's own code runs, and both refuse a login that lacks `scope`.
+handler's own code runs, and both refuse a login that lacks `scope`, and somebody who asks too often (`rate_limits`).
+
+What stays open longer than a request, such as an event stream, asks `is_still_known` again and again: who was taken
+out of a group or deleted, or whose token was revoked at the Hub, loses their rights within two seconds.
 
 A request that a browser makes with its cookie and that is not a plain navigation (a POST, but also `fetch` and
 `EventSource`) must carry the page's XSRF token: form field or query argument `_xsrf`, or header `X-XSRFToken`. One that
 comes with a token in its Authorization header needs none.
 
-The application's settings hold `hub_auth`, made by `hub_auth_from_environment()`.
+The application's settings hold `hub_auth`, made by `hub_auth_from_environment()`, and `rate_limits`.
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
 from federator.contract import Scope
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
+from jupyterhub.utils import get_browser_protocol
 from tornado.web import HTTPError, RequestHandler
 
 from hub_service.domain import policy
-from hub_service.domain.errors import Forbidden, Unauthenticated, Unavailable
+from hub_service.domain.errors import Forbidden, TooMany, Unauthenticated, Unavailable
 from hub_service.domain.projects import Principal
+from hub_service.rate_limits import Counted, RateLimits
 
 # The Hub's answers are kept this long, in seconds: who was taken out of a group or logged out loses their rights then.
-HUB_ANSWER_AGE_S = 2
+HUB_ANSWER_AGE_S = 1
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOPBACK = ("127.", "::1")
 
 
 def hub_auth_from_environment() -> HubOAuth:
@@ -50,10 +59,27 @@ def principal_of(model: dict[str, Any]) -> Principal:
     )
 
 
+def address_of(handler: RequestHandler) -> str:
+    """The address that a request came from: the last one of X-Forwarded-For that no proxy of this machine added.
+
+    X-Real-Ip, which whoever asks can set, counts for nothing.
+    """
+    told = handler.request.headers.get("X-Forwarded-For", "").split(",")
+    seen = [one.strip() for one in reversed(told)]
+    return next((one for one in seen if one and not one.startswith(_LOOPBACK)), "this machine")
+
+
+def require_patience(wait_s: int) -> None:
+    """Raise TooMany where the rate limits say that somebody has to wait."""
+    if wait_s:
+        raise TooMany("You have asked too often in a short time.", wait_s)
+
+
 class ApiIdentity(HubOAuthenticated, RequestHandler):
     """For the JSON API and event streams: a stranger gets an error."""
 
     scope: ClassVar[Scope] = Scope.USE  # the scope that every method of this route needs
+    counted: ClassVar[Counted] = Counted.WRITE  # what a request that changes something counts as
     principal: Principal
 
     _xsrf_refused = False
@@ -66,18 +92,55 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
     async def prepare(self) -> None:
         """Set `principal`, or answer in its place.
 
-        Raises Forbidden, Unauthenticated or Unavailable. A handler that overrides this calls it first, and returns if
-        the answer is finished.
+        Raises Forbidden, Unauthenticated, TooMany or Unavailable. A handler that overrides this calls it first, and
+        returns if the answer is finished.
         """
+        require_patience(self._rate_limits.waiting_s(Counted.STRANGER, address_of(self)))
         model = await self._hub_user()
+        if model is None:
+            require_patience(self._rate_limits.wait_s(Counted.STRANGER, address_of(self)))
         if model is not None:
-            self._require_access(model)
-            self.principal = principal_of(model)
-            policy.require_scope(self.principal, self.scope)
+            self.principal = self._admitted(model)
+            self._count_write()
         elif self._xsrf_refused:
             raise Forbidden("This was not sent from a page that you opened.", "Reload the page and try again.")
         else:
             self.refuse_stranger()
+
+    @property
+    def _rate_limits(self) -> RateLimits:
+        return cast(RateLimits, self.settings["rate_limits"])
+
+    def _admitted(self, model: dict[str, Any]) -> Principal:
+        self._require_access(model)
+        principal = principal_of(model)
+        policy.require_scope(principal, self.scope)
+        return principal
+
+    def _count_write(self) -> None:
+        if self.request.method in _SAFE_METHODS:
+            return
+        require_patience(self._rate_limits.wait_s(self.counted, self.principal.name))
+        for site in self.principal.sites:
+            require_patience(self._rate_limits.wait_s(Counted.SITE_WRITE, site))
+
+    async def is_still_known(self) -> bool:
+        """Ask the Hub anew who this is, and set `principal` to that; False once the login opens nothing here any more.
+
+        A Hub that does not answer says nothing: then it is still as it was.
+        """
+        token = self.hub_auth.get_token(self)
+        try:
+            model = await self.hub_auth.user_for_token(token, use_cache=False, sync=False) if token else None
+        except HTTPError:
+            return True
+        if model is None:
+            return False
+        try:
+            self.principal = self._admitted(model)
+        except Forbidden:
+            return False
+        return True
 
     async def _hub_user(self) -> dict[str, Any] | None:
         try:
@@ -96,6 +159,12 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
                 "Ask the Hub's administrator for it.",
                 debug=f"{model['name']} lacks {sorted(self.hub_auth.access_scopes)}",
             )
+
+    def set_cookie(self, name: str, value: str | bytes, *arguments: Any, **flags: Any) -> None:
+        """Tornado's, for every cookie: one that came to be over TLS goes over nothing else."""
+        if get_browser_protocol(self.request) == "https":
+            flags.setdefault("secure", True)
+        super().set_cookie(name, value, *arguments, **flags)
 
     def get_current_user(self) -> dict[str, Any] | None:
         """The Hub's answer, as `prepare` got it. JupyterHub's own method would stall the event loop."""
@@ -123,6 +192,23 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
         )
 
 
+class MonitorIdentity(ApiIdentity):
+    """For metrics: the token of a program that watches the service, which is nobody in it.
+
+    As for the Hub's own metrics, it needs the Hub's scope read:metrics.
+    """
+
+    async def prepare(self) -> None:
+        """Raises Forbidden, Unauthenticated or Unavailable."""
+        model = await self._hub_user()
+        if model is None:
+            self.refuse_stranger()
+            return
+        self._require_access(model)
+        monitor = Principal(name=model["name"], groups=frozenset(), scopes=frozenset(model.get("scopes", ())))
+        policy.require_scope(monitor, Scope.READ_METRICS)
+
+
 class PageIdentity(ApiIdentity):
     """For pages: a stranger's GET goes to the Hub's login and comes back; a stranger's POST is refused."""
 
@@ -135,6 +221,16 @@ class PageIdentity(ApiIdentity):
 class OAuthCallback(ApiIdentity, HubOAuthCallbackHandler):
     """Where the Hub sends a browser back to after login: `oauth_callback` below the service's prefix."""
 
+    def set_default_headers(self) -> None:
+        """Its address holds the login's code: no other page may learn it."""
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cache-Control", "no-store")
+
     async def prepare(self) -> None:
         """Let anybody in: this is where strangers become known. Somebody logged in already is sent on, not refused."""
+        wait_s = self._rate_limits.wait_s(Counted.STRANGER, address_of(self))
+        if wait_s:
+            self.set_header("Retry-After", str(wait_s))
+            raise HTTPError(HTTPStatus.TOO_MANY_REQUESTS)
         await self._hub_user()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from federator.contract import ApprovalState, ClientState, ModelFile, RunStatus
+from federator import logs
+from federator.contract import ApprovalState, ClientState, ModelFile, OutagePolicy, RunStatus
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
@@ -22,12 +23,13 @@ from hub_service.changes import RUNS_TOPIC, Changes, project_topic
 from hub_service.consent import Consent
 from hub_service.domain.approvals import allows_rounds, rounds_limit
 from hub_service.domain.clock import Clock
-from hub_service.domain.errors import Conflict, FederationError, Invalid, NotFound, Unavailable
-from hub_service.domain.notices import Tell, run_ended, tell_nobody
+from hub_service.domain.errors import Conflict, DatabaseUnavailable, FederationError, Invalid, NotFound, Unavailable
+from hub_service.domain.notices import Tell, run_ended, site_left_out, site_silent, tell_nobody
 from hub_service.domain.projects import Participation
-from hub_service.domain.runs import ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
+from hub_service.domain.runs import LEFT_OUT, ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
 from hub_service.results.models import RoundModels, best_round
-from hub_service.run_progress import Progress, finite
+from hub_service.run_history import RoundDone, RoundsDone, standing
+from hub_service.run_progress import Progress, finite, site_of
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
 
@@ -35,6 +37,13 @@ log = logging.getLogger(__name__)
 
 _LONGEST_LOG_LINE = 300
 _END_OF_LOG = 64 * 1024  # bytes
+MOST_LOSSES = 3
+"""So often an aggregator is lost without a finished round in between before the run fails: it may need more memory."""
+
+PATIENCE_S = 600.0
+"""How long a run waits for what its aggregator needs to be started again, such as an engine."""
+
+_RETRY_S = 2.0
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
 _SOON = 0.125  # of the time between two looks
 
@@ -45,9 +54,30 @@ class FlowerControl(Protocol):
     async def register_node(self, public_key: bytes) -> int:
         """Raises Invalid or Conflict for a key that Flower does not take, Unavailable."""
 
+    async def give_key(self, node_id: int, public_key: bytes) -> None:
+        """Raises as `register_node`."""
+
     async def unregister_node(self, node_id: int) -> None: ...
 
     async def start_run(self, fab: bytes, config: Mapping[str, str | int | float | bool]) -> int: ...
+
+
+class RunWatch(Protocol):
+    """Counts what runs do; `hub_service.metrics` is the real one."""
+
+    def run_moved(self, run: Run, events: Sequence[RunEvent]) -> None:
+        """The store has taken these events; `run` is the run after them."""
+
+    def run_ended(self, run: Run) -> None: ...
+
+
+class NobodyWatches:
+    def run_moved(self, run: Run, events: Sequence[RunEvent]) -> None: ...
+
+    def run_ended(self, run: Run) -> None: ...
+
+
+NOBODY_WATCHES = NobodyWatches()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +100,11 @@ class Workshop:
     nodes_wait_s: float
     keep_model_bytes: int
     tell: Tell = tell_nobody
+    watch: RunWatch = NOBODY_WATCHES
+
+
+class _Lost(Exception):
+    """The aggregator is gone. The text is its last words, for a person."""
 
 
 class RunDriver:
@@ -85,11 +120,16 @@ class RunDriver:
         self._poll_s = workshop.poll_s
         self._nodes_wait_s = workshop.nodes_wait_s
         self._tell = workshop.tell
+        self._watch = workshop.watch
         self._keep_model_bytes = workshop.keep_model_bytes
         self._consent = Consent(workshop.store, workshop.clock)
         self._audit = AuditLog(workshop.store, workshop.clock)
         self._run_id = run_id
         self._registered: dict[str, tuple[bytes, int]] = {}  # participation id -> key and node id at the SuperLink
+        self._models = RoundModels(Path(), 0)
+        self._rounds = RoundsDone()
+        self._offset = self._taken = 0  # in the event file; of its events, those that an earlier look took
+        self._losses, self._begun_at_loss = 0, 0  # without a new round; how many rounds were begun at the last one
         self._nodes_seen_at = (-1, 0)  # revision of RUNS_TOPIC and round when nodes were last brought up to date
 
     @property
@@ -101,6 +141,7 @@ class RunDriver:
 
     async def drive(self) -> None:
         """Start the run, or go on with one that an earlier service started, until it ends or the owner stops it."""
+        logs.note(run=self._run_id, project=self._run.project_id)
         work = asyncio.create_task(self._work())
         stop = asyncio.create_task(self._until_stop_is_wanted())
         try:
@@ -109,6 +150,8 @@ class RunDriver:
             for task in (work, stop):
                 task.cancel()
             await asyncio.wait((work, stop))
+        if not stop.cancelled():
+            stop.result()  # raises where nobody could tell whether a stop is wanted
         if work.cancelled():
             done = self._run.round
             await self.end(
@@ -126,7 +169,15 @@ class RunDriver:
         try:
             if self._run.status is RunStatus.STARTING:
                 await self._begin()
-            return await self._follow()
+            while True:
+                self._read_from_the_start()
+                try:
+                    return await self._follow()
+                except _Lost as lost:
+                    if outcome := await self._begin_anew(str(lost)):
+                        return outcome
+        except DatabaseUnavailable:  # the reconciler drives the run again once it is back
+            raise
         except FederationError as error:
             log.warning("run %s failed: %s", self._run_id, error.debug or error.message)
             return RunStatus.FAILED, f"{error.message} {error.next_step}".strip()
@@ -134,15 +185,28 @@ class RunDriver:
     # --- beginning
 
     async def _begin(self) -> None:
+        try:
+            await self._launch()
+        except Unavailable as error:  # it may have been killed while it started; one that never starts fails twice
+            log.warning("run %s is begun once more: %s", self._run_id, error.debug or error.message)
+            await self._backend.stop(self._run.project_id)
+            self._registered, self._nodes_seen_at = {}, (-1, 0)
+            await self._launch()
+        self._put(replace(self._run, status=RunStatus.WAITING, phase="waiting for the sites' clients"))
+        log.info("run %s of project %s started with %d sites", self._run_id, self._run.project_id, len(self._run.nodes))
+
+    async def _launch(self) -> None:
+        """Start the aggregator and let it begin, or begin anew. What of it runs already is left as it is."""
         run = self._run
-        fab = self._artifacts.fab(run.fab_hash)
+        fab = await asyncio.to_thread(self._artifacts.fab, run.fab_hash)
         superlink = self._superlink(await self._backend.start(run.project_id, run.id))
         await self._update_nodes(superlink)
         run = self._run
-        node_ids = tuple(self._registered[one][1] for one in run.sites if one in self._registered)
+        node_ids = self._node_ids(run)
         if not node_ids:
             raise Conflict("No site's client could be connected.", "See the participants for the reason.")
         flower_run_id = await superlink.start_run(fab, self._config(run))
+        log.info("run %s is Flower's run %d", run.id, flower_run_id)
         spec = ServerAppSpec(
             run_id=run.id,
             flower_run_id=flower_run_id,
@@ -150,10 +214,63 @@ class RunDriver:
             rounds=run.rounds,
             compare=run.compare,
             wait_s=self._nodes_wait_s,
+            on_outage=run.on_outage,
+            grace_s=run.grace_s,
         )
         await self._backend.start_serverapp(run.project_id, spec)
-        self._put(replace(self._run, status=RunStatus.WAITING, phase="waiting for the sites' clients"))
-        log.info("run %s of project %s started with %d sites", run.id, run.project_id, len(node_ids))
+
+    def _node_ids(self, run: Run) -> tuple[int, ...]:
+        """Of the sites that take part, in their order; those whose client is away for now included."""
+        known = {one.id: self._node_of(one) for one in self._store.participations(run.project_id)}
+        away = {one.id for one in self._store.participations(run.project_id) if not self._may_take_part(one)}
+        node_ids = (known.get(one) for one in run.sites if one in self._registered or one not in away)
+        return tuple(node_id for node_id in node_ids if node_id is not None)
+
+    async def _begin_anew(self, last_words: str) -> tuple[RunStatus, str] | None:
+        """Start the aggregator again, behind the last round that was finished.
+
+        Returns how the run ended where it had ended before its aggregator did. Raises Unavailable where it was lost too
+        often, or cannot be started again.
+        """
+        await self._backend.stop(self._run.project_id)
+        progress, _ = self._look()
+        if progress.outcome is not None:
+            return progress.outcome, progress.run.message
+        begun = len(self._rounds.begun)
+        self._losses = 1 if begun > self._begun_at_loss else self._losses + 1
+        self._begun_at_loss = begun
+        if self._losses >= MOST_LOSSES:
+            raise Unavailable(
+                f"The aggregator was lost {self._losses} times without a finished round. {last_words}".strip(),
+                "Start the run again; if it happens again, look at the app's strategy.",
+            )
+        run = self._run
+        log.warning("run %s: the aggregator is gone and is begun anew. %s", run.id, last_words)
+        phase = f"resuming after round {max(0, run.round - 1)}"
+        with self._store.transaction():
+            self._store.put_run(replace(run, status=RunStatus.WAITING, phase=phase, resumed=run.resumed + 1))
+            self._audit.note("service", Decision.RUN_RESUMED, run.project_id, run=run.id, times=str(run.resumed + 1))
+        self._changes.announce(project_topic(run.project_id))
+        await self._launch_in_time()
+        return None
+
+    async def _launch_in_time(self) -> None:
+        """Begin anew as soon as that can be. Raises Unavailable where it cannot for long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            self._registered, self._nodes_seen_at = {}, (-1, 0)
+            try:
+                await self._launch()
+            except Unavailable as error:
+                if loop.time() > deadline:
+                    raise
+                log.warning("run %s is not begun anew yet: %s", self._run_id, error.debug or error.message)
+                self._put(replace(self._run, phase=f"waiting for its aggregator: {error.message}"))
+                await asyncio.sleep(_RETRY_S)
+                await self._backend.stop(self._run.project_id)
+            else:
+                return
 
     def _config(self, run: Run) -> dict[str, str | int | float | bool]:
         """Flower refuses keys that the app's own config does not have."""
@@ -169,29 +286,18 @@ class RunDriver:
         run = self._run
         endpoint = self._backend.endpoint(run.project_id)
         if endpoint is None:
-            raise Unavailable("The project's aggregator is gone.", "Start the run again.")
+            raise _Lost
         superlink = self._superlink(endpoint)
         self._remember_nodes(run)
-        folder = self._backend.run_folder(run.project_id, run.id)
-        offset, taken = 0, self._store.event_count(run.id)  # by an earlier service
         pause_s = self._poll_s
-        models = RoundModels(folder, self._keep_model_bytes)
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
-            fresh, offset = read_events(folder, offset)
-            trim_log(folder)
-            self._note_models(models, fresh)
-            progress = self._take(fresh[taken:])
-            taken = max(0, taken - len(fresh))
+            progress, fresh = self._look()
             if progress.outcome is not None:
                 return progress.outcome, progress.run.message
             if exit_status is not None and not fresh:
-                raise Unavailable(
-                    f"The aggregator ended before the run did. {self._last_words(run)}".strip(),
-                    "Start the run again; if it happens again, look at the app's strategy.",
-                    debug=f"exit status {exit_status}",
-                )
+                raise _Lost(self._last_words(run))
             try:
                 await self._update_nodes(superlink)
             except Unavailable as error:  # tried again at the next look; a SuperLink that is gone ends its ServerApp
@@ -200,13 +306,33 @@ class RunDriver:
             pause_s = self._poll_s * _SOON if fresh else min(2 * pause_s, self._poll_s)
             await asyncio.sleep(pause_s)
 
-    def _note_models(self, models: RoundModels, events: list[RunEvent]) -> None:
-        spent = [models.add(one.round, one.size) for one in events if one.kind is EventKind.MODEL]
+    def _read_from_the_start(self) -> None:
+        """Begin with the events that the store has: what they mean for the rest is not kept elsewhere."""
+        run = self._run
+        self._offset, self._taken = 0, self._store.event_count(run.id)
+        self._rounds = RoundsDone()
+        folder = self._backend.run_folder(run.project_id, run.id)
+        self._models = RoundModels(folder, self._keep_model_bytes)
+
+    def _look(self) -> tuple[Progress, bool]:
+        """Take what the ServerApp has reported since the last look: the run as it is now, and whether there was any."""
+        run = self._run
+        folder = self._backend.run_folder(run.project_id, run.id)
+        fresh, self._offset = read_events(folder, self._offset)
+        trim_log(folder)
+        self._note_models(fresh)
+        known, new = fresh[: self._taken], fresh[self._taken :]
+        self._taken -= len(known)
+        self._rounds.after(known)
+        return self._take(new), bool(fresh)
+
+    def _note_models(self, events: list[RunEvent]) -> None:
+        spent = [self._models.add(one.round, one.size) for one in events if one.kind is EventKind.MODEL]
         if any(spent):
-            models.prune(self._best_round([*self._store.events(self._run_id), *events]))
+            self._models.prune(self._best_round([*self._store.events(self._run_id), *events]))
 
     def _best_round(self, events: Sequence[RunEvent]) -> int:
-        number, _ = best_round(rounds(self._run, events))
+        number, _ = best_round(rounds(self._run, standing(events)))
         return number
 
     def _take(self, events: list[RunEvent]) -> Progress:
@@ -215,8 +341,32 @@ class RunDriver:
             with self._store.transaction():
                 self._store.add_events(self._run_id, [finite(event) for event in events])
                 self._store.put_run(progress.run)
+                self._note_rounds(progress.run, self._rounds.after(events))
+            self._watch.run_moved(progress.run, events)
+            self._tell_of_outages(progress.run, events)
             self._changes.announce(project_topic(progress.run.project_id))
         return progress
+
+    def _note_rounds(self, run: Run, done: Sequence[RoundDone]) -> None:
+        """A line of the audit log for each round that is over: which sites' answers are in its model."""
+        for one in done:
+            sites = ",".join(sorted(site_of(run, node_id) for node_id in one.nodes))
+            self._audit.note(
+                "service", Decision.ROUND_FINISHED, run.project_id, run=run.id, round=str(one.number), sites=sites
+            )
+
+    def _tell_of_outages(self, run: Run, events: Sequence[RunEvent]) -> None:
+        """Tell the owner of sites that have used up the grace time. Sites are named by what we know of the nodes."""
+        project = self._store.project(run.project_id)
+        if project is None:
+            return
+        for event in events:
+            if event.kind is EventKind.OUTAGE and event.seconds >= run.grace_s:
+                silent = [run.nodes[node] for node in event.text.split(",") if node in run.nodes]
+                if silent and run.on_outage is not OutagePolicy.STOP:
+                    self._tell(site_silent(project, run, ", ".join(silent)))
+            elif event.kind is EventKind.REPLY and event.text.startswith(LEFT_OUT) and str(event.node_id) in run.nodes:
+                self._tell(site_left_out(project, run, run.nodes[str(event.node_id)]))
 
     def _last_words(self, run: Run) -> str:
         """The last line of the ServerApp's log: mostly the exception that ended it."""
@@ -241,7 +391,7 @@ class RunDriver:
         for participation in self._store.participations(self._run.project_id):
             key = participation.public_key if self._may_take_part(participation) else None
             known_key, known_node = self._registered.get(participation.id, (None, 0))
-            if known_key is not None and known_key != key:
+            if known_key is not None and key is None:
                 self._name_round_limit(participation)
                 await superlink.unregister_node(known_node)
                 del self._registered[participation.id]
@@ -273,9 +423,16 @@ class RunDriver:
         return approved and allows_rounds(conditions, max(run.rounds, run.round))
 
     async def _register(self, superlink: FlowerControl, participation: Participation, key: bytes) -> None:
-        """A key that Flower does not take is that client's failure, not the run's; it opens nothing any more."""
+        """A key that Flower does not take is that client's failure, not the run's; it opens nothing any more.
+
+        A client that comes back with another key stays the node that it was: plans and strategies name it by its id.
+        """
+        node_id = self._node_of(participation)
         try:
-            node_id = await superlink.register_node(key)
+            if node_id is None:
+                node_id = await superlink.register_node(key)
+            else:
+                await superlink.give_key(node_id, key)
         except (Invalid, Conflict) as error:
             detail = f"{error.message} {error.next_step}".strip()
             self._retire_key(participation.id, key)
@@ -286,6 +443,14 @@ class RunDriver:
         run = self._run
         if participation.id in run.sites:
             self._put(replace(run, nodes={**run.nodes, str(node_id): run.sites[participation.id]}))
+
+    def _node_of(self, participation: Participation) -> int | None:
+        """The node that the participation is already; None for one that is none yet."""
+        if participation.id in self._registered:
+            return self._registered[participation.id][1]
+        run = self._run
+        place = run.sites.get(participation.id)
+        return next((int(node) for node, site in run.nodes.items() if site == place), None)
 
     def _retire_key(self, participation_id: str, key: bytes) -> None:
         """Forget a key that was unregistered: Flower never takes it back, so the client must come with a new one."""
@@ -308,10 +473,12 @@ class RunDriver:
         Nobody waits for the processes: the project's next run begins when this has returned.
         """
         run = self._run
+        round_models = self._round_models(run)
         models: tuple[ModelFile, ...] = ()
         try:
             sha256, size = await asyncio.to_thread(self._artifacts.put_model, self._model_file(run))
-            models = await self._round_models(run)
+            best = self._best_round(self._store.events(run.id))
+            models = await asyncio.to_thread(round_models.collect, self._artifacts, best)
         except NotFound:  # it ended before its first round did
             sha256, size = "", 0
         except Unavailable as error:
@@ -327,29 +494,29 @@ class RunDriver:
             model_size=size,
             models=models,
         )
+        project = self._store.project(run.project_id)
         with self._store.transaction():
             self._store.put_run(run)
             self._audit.note("service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=sha256)
+        self._watch.run_ended(run)
         self._changes.announce(project_topic(run.project_id))
         log.info("run %s of project %s: %s", run.id, run.project_id, status)
-        project = self._store.project(run.project_id)
         if project is not None:
             self._tell(run_ended(project, run))
         await self._backend.stop(run.project_id)
+        await asyncio.to_thread(round_models.clear)
         await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
 
     def _model_file(self, run: Run) -> Path:
         """The last model that was written: a run that was stopped or failed has one too, after its first round."""
         return self._backend.run_folder(run.project_id, run.id) / MODEL_FILE
 
-    async def _round_models(self, run: Run) -> tuple[ModelFile, ...]:
-        """Keep those of the rounds that there is room for. Raises Unavailable."""
-        events = self._store.events(run.id)
+    def _round_models(self, run: Run) -> RoundModels:
         models = RoundModels(self._backend.run_folder(run.project_id, run.id), self._keep_model_bytes)
-        for event in events:
+        for event in standing(self._store.events(run.id)):
             if event.kind is EventKind.MODEL:
                 models.add(event.round, event.size)
-        return await asyncio.to_thread(models.collect, self._artifacts, self._best_round(events))
+        return models
 
     def _put(self, run: Run) -> None:
         self._store.put_run(run)

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from federator.contract import RunStatus
+from federator.contract import OutagePolicy, RunStatus
 
 from hub_service.domain.runs import LARGEST_COUNT, MOST_COUNTS, EventKind, Run, RunEvent
 
@@ -34,9 +35,14 @@ class Progress:
             return self._with(status=RunStatus.WAITING, phase=f"waiting for {text.replace(',', ', ')}")
         if event.kind is EventKind.PHASE:
             return self._with(status=RunStatus.RUNNING, phase=_phase(run, event), message=text or run.message)
-        if event.kind in (EventKind.SENT, EventKind.REPLY) and event.phase == "federated":
-            number = max(run.round, event.round)
-            return self._with(status=RunStatus.RUNNING, round=number, phase=f"round {number} of {run.rounds}")
+        if event.kind is EventKind.SENT and event.phase == "federated":
+            run = replace(run, round=max(run.round, event.round))
+            return self._with(status=RunStatus.RUNNING, round=run.round, phase=_phase(run, event))
+        if event.kind is EventKind.OUTAGE:
+            present = _phase(run, event)
+            return self._with(phase=f"{present}: {_waited_for(run, event, text)}" if text else present)
+        if event.kind is EventKind.RESUMED:
+            return self._resumed(event)
         if event.kind is EventKind.MODEL:
             return self._with(model_round=event.round)
         if event.kind is EventKind.FINISHED:
@@ -44,6 +50,11 @@ class Progress:
         if event.kind is EventKind.FAILED:
             return Progress(replace(run, message=text), RunStatus.FAILED)
         return self
+
+    def _resumed(self, event: RunEvent) -> Progress:
+        number = event.round if event.phase == "federated" else self.run.round
+        phase = f"resuming after round {number}" if event.phase == "federated" else "resuming the comparison"
+        return self._with(status=RunStatus.WAITING, round=number, phase=phase)
 
     def _with(self, **changes: object) -> Progress:
         return replace(self, run=replace(self.run, **changes))  # type: ignore[arg-type]
@@ -54,7 +65,20 @@ def _phase(run: Run, event: RunEvent) -> str:
         return f"{site_of(run, event.node_id)} alone"
     if event.phase == "compare":
         return "comparing the models"
-    return "starting the first round"
+    return f"round {run.round} of {run.rounds}" if run.round else "starting the first round"
+
+
+def _waited_for(run: Run, event: RunEvent, nodes: str) -> str:
+    since = datetime.fromtimestamp(event.at - event.seconds, UTC)
+    overdue = event.seconds >= run.grace_s
+    course = {
+        OutagePolicy.WAIT: "the run goes on when it is back",
+        OutagePolicy.CONTINUE: "too few sites are left for the app, so the run waits until it is back"
+        if overdue
+        else f"after {run.grace_s:g} s of silence the round goes on without it",
+        OutagePolicy.STOP: f"after {run.grace_s:g} s of silence the run stops",
+    }[run.on_outage]
+    return f"waiting for {nodes.replace(',', ', ')}, silent since {since:%H:%M:%S} UTC; {course}"
 
 
 def site_of(run: Run, node_id: int) -> str:

@@ -16,6 +16,7 @@ from hub_service.domain.projects import AppVersion, Participation, Project
 from hub_service.domain.runs import ROUNDS_KEY, SEED_KEY, WIRE_PRECISION_KEY, EventKind, Run, RunEvent, WirePrecision
 from hub_service.results.models import best_round
 from hub_service.results.scores import FEDERATED, differences, labels, places, scores, weighted
+from hub_service.run_history import standing
 from hub_service.run_progress import site_of
 from hub_service.views import run_summary
 
@@ -24,7 +25,7 @@ _RECORDED_PACKAGES = ("notebook-federator", "flwr", "numpy", "torch")
 
 
 def run_detail(run: Run, version_number: int, events: Iterable[RunEvent]) -> RunDetail:
-    events = tuple(events)
+    events = standing(events)
     table = scores(run, events)
     by_round = rounds(run, events)
     best, best_metric = best_round(by_round)
@@ -40,6 +41,8 @@ def run_detail(run: Run, version_number: int, events: Iterable[RunEvent]) -> Run
         differences=differences(run.id, table),
         labels=labels(table),
         seed=run.seed,
+        on_outage=run.on_outage,
+        grace_s=run.grace_s,
         models=run.models,
         models_dropped=_models_dropped(run, events),
         best_round=best,
@@ -89,17 +92,19 @@ def rounds(run: Run, events: Iterable[RunEvent]) -> tuple[Round, ...]:
         else:
             site.replies[event.message_type.partition(".")[0]] = event
     return tuple(
-        _round(number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=places(run))])
+        _round(run, number, [by_site[site].as_site_round(site) for site in sorted(by_site, key=places(run))])
         for number, by_site in sorted(work.items())
     )
 
 
-def _round(number: int, sites: Sequence[SiteRound]) -> Round:
+def _round(run: Run, number: int, sites: Sequence[SiteRound]) -> Round:
+    asked = {site.site for site in sites}
     return Round(
         number=number,
         sites=tuple(sites),
         train=weighted([(site.train, site.train_examples) for site in sites]),
         evaluate=weighted([(site.evaluate, site.evaluate_examples) for site in sites]),
+        absent=tuple(site for site in run.sites.values() if site not in asked),
     )
 
 
@@ -123,6 +128,8 @@ def record(
             "wire_precision": run_config(run, app).get(WIRE_PRECISION_KEY, WirePrecision.EXACT),
             "seed": run_config(run, app).get(SEED_KEY),
             "config": run_config(run, app),
+            "on_outage": run.on_outage.value,
+            "grace_s": run.grace_s,
             "started_by": run.started_by,
             "started_at": utc_text(run.created_at),
             "finished_at": utc_text(run.finished_at),

@@ -122,6 +122,8 @@ class Views:
             versions=tuple(app_version(version) for version in reversed(versions)),
             runs=tuple(run_summary(run) for run in reversed(runs)),
             actions=tuple(actions),
+            on_outage=project.on_outage,
+            grace_s=project.grace_s,
         )
 
     def participants(self, project: Project, role: Role) -> tuple[contract.Participant, ...]:

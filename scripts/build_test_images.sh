@@ -64,6 +64,17 @@ build_base() {
     build "$base" "$base_inputs" --file images/test-base/Dockerfile "$work/context"
 }
 
+build_postgresql() {
+    image=notebook-federator/test-postgresql
+    inputs=$(echo "$debian $(sum_of images/test-postgresql)" | sum)
+    [ "$(made_from "$image:test")" != "$inputs" ] || return 0
+    say "  Debian with PostgreSQL ..."
+    mmdebstrap --quiet --variant=minbase --include=postgresql "$debian" "$work/postgresql.tar" \
+        || stop "mmdebstrap could not make the database's base." "It needs Debian's packages (or your mirror of them); the lines above say more."
+    "$docker" import "$work/postgresql.tar" "$image:debian" >/dev/null
+    build "$image:test" "$inputs" --file images/test-postgresql/Dockerfile images/test-postgresql
+}
+
 docker=$(find_docker)
 [ -n "$docker" ] || stop "no Docker client with BuildKit was found." "apt-get install docker.io (or docker-buildx-plugin)"
 "$docker" version >/dev/null 2>&1 || stop "no Docker engine answers at ${DOCKER_HOST:-its usual address}." "Start it, or name another: scripts/build_test_images.sh unix:///path/to/docker.sock"
@@ -75,6 +86,7 @@ client="$base_inputs $(sum_of .dockerignore images/singleuser images/requirement
 service="$client $(sum_of README.md pyproject.toml hub_service spawner)"
 
 build_base
+build_postgresql
 build notebook-federator/singleuser:test "$(echo "$client" | sum)" \
     --build-arg BASE_IMAGE="$base" --file images/singleuser/Dockerfile .
 build notebook-federator/aggregator:test "$(echo "$service $(sum_of images/aggregator)" | sum)" \

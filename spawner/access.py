@@ -12,7 +12,17 @@ from typing import Any
 from federator import contract
 from federator.contract import SERVICE_NAME, SITE_GROUP_PREFIX, STEWARD_GROUP_PREFIX, Scope
 
-from spawner.deployment import SMTP_PASSWORD_VARIABLE, WEBHOOK_KEY_VARIABLE, Deployment, LocalAggregators
+from spawner.deployment import (
+    METRICS_TOKEN_VARIABLE,
+    S3_KEY_VARIABLE,
+    S3_SECRET_VARIABLE,
+    SERVICE_TOKEN_VARIABLE,
+    SMTP_PASSWORD_VARIABLE,
+    WEBHOOK_KEY_VARIABLE,
+    Apart,
+    Deployment,
+    LocalAggregators,
+)
 from spawner.sso import ADMIN_GROUP
 
 CUSTOM_SCOPES = {
@@ -21,8 +31,15 @@ CUSTOM_SCOPES = {
     str(Scope.ADMINISTER): {"description": "See the state of the federation service and its audit log."},
 }
 
-SERVICE_SCOPES = ("read:users:name", "read:users:groups")
-"""What the service may ask the Hub: whether an invited person exists, and which site they belong to."""
+MONITOR_NAME = "federation-metrics"
+LOOPBACK = "127.0.0.1"
+PASSWORD_VARIABLES = ("PGPASSFILE", "PGPASSWORD")
+SHORTEST_TOKEN = 32  # characters
+START_TIMEOUT_S = 180
+
+SERVICE_SCOPES = ("read:users:name", "read:users:groups", "read:groups")
+"""What the service may ask the Hub: whether an invited person exists, which site they belong to, and who belongs to a
+site still while it takes part in a run."""
 
 
 def roles(deployment: Deployment) -> list[dict[str, Any]]:
@@ -53,30 +70,146 @@ def roles(deployment: Deployment) -> list[dict[str, Any]]:
             "scopes": list(SERVICE_SCOPES),
             "services": [SERVICE_NAME],
         },
+        *(
+            {
+                "name": MONITOR_NAME,
+                "description": "Read the metrics of the Hub and of the federation service",
+                "scopes": [str(Scope.READ_METRICS), str(Scope.ACCESS)],
+                "services": [monitor["name"]],
+            }
+            for monitor in monitors()
+        ),
     ]
 
 
 def service(deployment: Deployment) -> dict[str, Any]:
-    """The managed service. Its environment is this and what the Hub adds; nothing else is inherited but `PATH` and
-    the locale."""
+    """The service as the Hub knows it.
+
+    A managed one, which the Hub starts, has this environment and what the Hub adds; nothing else is inherited but
+    `PATH` and the locale. One that is apart is started by `spawner.admin`, and known by its token.
+    """
+    apart = deployment.hub.apart is not None
+    # A Hub ends itself where a service is not up in time: a machine that boots has much to do, and needs it.
+    managed = {"command": [sys.executable, "-m", "hub_service.keeper"], "timeout": START_TIMEOUT_S}
+    own = {"api_token": service_token()} if apart else managed
     return {
         "name": SERVICE_NAME,
-        "command": [sys.executable, "-m", "hub_service"],
+        **own,
         "url": service_url(deployment),
         "display": True,
         # The person has logged in to the Hub; asking again whether the Hub's own service may know them helps nobody.
         "oauth_no_confirm": True,
         "oauth_client_allowed_scopes": list(CUSTOM_SCOPES),
-        "environment": {
-            "FEDERATION_STATE_DIR": str(state_dir(deployment)),
-            "FEDERATION_SITES": json.dumps([asdict(site) for site in public_sites(deployment)]),
-            "FEDERATION_AGGREGATORS": json.dumps(aggregators(deployment)),
-            "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
-            "FEDERATION_KEEP_MODEL_BYTES": str(int(deployment.hub.keep_models)),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            **notices(deployment),
-        },
+        "environment": service_environment(deployment),
     }
+
+
+def service_environment(deployment: Deployment) -> dict[str, str]:
+    """What the service's settings are read from, but for what it knows of the Hub."""
+    return {
+        "FEDERATION_STATE_DIR": str(state_dir(deployment)),
+        "FEDERATION_SITES": json.dumps([asdict(site) for site in public_sites(deployment)]),
+        "FEDERATION_AGGREGATORS": json.dumps(aggregators(deployment)),
+        "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
+        "FEDERATION_KEEP_MODEL_BYTES": str(int(deployment.hub.keep_models)),
+        "FEDERATION_QUOTAS": json.dumps(quotas(deployment)),
+        "FEDERATION_LOG_FORMAT": deployment.hub.log_format,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        **artifacts(deployment),
+        **database(deployment),
+        **notices(deployment),
+    }
+
+
+def artifacts(deployment: Deployment) -> dict[str, str]:
+    """Where apps and models are kept, and how long, as the service reads it."""
+    hub = deployment.hub
+    days = {"FEDERATION_KEEP_ROUND_MODELS_DAYS": str(hub.keep_round_models_days)} if hub.keep_round_models_days else {}
+    if hub.artifacts is None:
+        return days
+    return days | {
+        "FEDERATION_ARTIFACTS_URL": hub.artifacts,
+        "FEDERATION_ARTIFACTS_ENDPOINT": hub.artifacts_endpoint or "",
+        "FEDERATION_ARTIFACTS_CACHE_BYTES": str(int(hub.artifacts_cache)),
+        "FEDERATION_ARTIFACTS_KEY": os.environ.get(S3_KEY_VARIABLE, ""),
+        "FEDERATION_ARTIFACTS_SECRET": os.environ.get(S3_SECRET_VARIABLE, ""),
+    }
+
+
+def quotas(deployment: Deployment) -> dict[str, int]:
+    """Those that the deployment says, by the service's names."""
+    said = deployment.quotas.model_dump(exclude_none=True)
+    renamed = {"project_storage": "project_bytes", "storage": "all_bytes", "upload": "upload_bytes"}
+    return {renamed.get(name, name): int(value) for name, value in said.items()}
+
+
+def monitors() -> list[dict[str, Any]]:
+    """The program that reads the metrics of the Hub and of the service, by its token; none where it has no token.
+
+    It is a service of the Hub's without an address. Raises SystemExit for a token that is too short.
+    """
+    token = os.environ.get(METRICS_TOKEN_VARIABLE, "")
+    if not token:
+        return []
+    if len(token) < SHORTEST_TOKEN:
+        raise SystemExit(
+            f"{METRICS_TOKEN_VARIABLE} has fewer than {SHORTEST_TOKEN} characters; `openssl rand -hex 32` makes one."
+        )
+    return [{"name": MONITOR_NAME, "api_token": token, "display": False}]
+
+
+def database(deployment: Deployment) -> dict[str, str]:
+    """Where the service keeps its state, and what libpq reads a password from; empty for SQLite in its folder.
+
+    See "Environment Variables" in PostgreSQL's libpq.
+    """
+    if deployment.hub.database is None:
+        return {}
+    secrets = {name: os.environ[name] for name in PASSWORD_VARIABLES if os.environ.get(name)}
+    return {"FEDERATION_DATABASE_URL": deployment.hub.database, **secrets}
+
+
+def apart_environment(deployment: Deployment) -> dict[str, str]:
+    """All of it for a service that the Hub does not start: what the Hub would have told it, too.
+
+    As `jupyterhub.services.service.Service.start` does it. Raises SystemExit without the service's token.
+    """
+    hosts = deployment.hub.apart or Apart()
+    client = f"service-{SERVICE_NAME}"
+    access_scopes = [f"access:services!service={SERVICE_NAME}", "access:services"]
+    return {
+        **service_environment(deployment),
+        "JUPYTERHUB_SERVICE_NAME": SERVICE_NAME,
+        "JUPYTERHUB_SERVICE_PREFIX": contract.SERVICE_PREFIX,
+        "JUPYTERHUB_SERVICE_URL": f"http://0.0.0.0:{deployment.hub.service_port}",
+        "JUPYTERHUB_API_URL": f"{hub_url(hosts.hub, deployment)}/hub/api",
+        "JUPYTERHUB_API_TOKEN": service_token(),
+        "JUPYTERHUB_BASE_URL": "/",
+        "JUPYTERHUB_HOST": "",
+        "JUPYTERHUB_PUBLIC_URL": deployment.hub.origin + contract.SERVICE_PREFIX,
+        "JUPYTERHUB_PUBLIC_HUB_URL": f"{deployment.hub.origin}/hub/",
+        "JUPYTERHUB_CLIENT_ID": client,
+        "JUPYTERHUB_OAUTH_CALLBACK_URL": f"{contract.SERVICE_PREFIX}oauth_callback",
+        "JUPYTERHUB_OAUTH_ACCESS_SCOPES": json.dumps(access_scopes),
+        "JUPYTERHUB_OAUTH_SCOPES": json.dumps(access_scopes),
+        "JUPYTERHUB_OAUTH_CLIENT_ALLOWED_SCOPES": json.dumps(list(CUSTOM_SCOPES)),
+    }
+
+
+def hub_url(host: str, deployment: Deployment) -> str:
+    """The Hub's own address behind the proxy."""
+    return f"http://{host}:{deployment.hub.hub_port}"
+
+
+def service_token() -> str:
+    """By which the service and the Hub know each other where the Hub does not start it. Raises SystemExit."""
+    token = os.environ.get(SERVICE_TOKEN_VARIABLE, "")
+    if len(token) < SHORTEST_TOKEN:
+        raise SystemExit(
+            f"{SERVICE_TOKEN_VARIABLE} is not set, or has fewer than {SHORTEST_TOKEN} characters; "
+            "`openssl rand -hex 32` makes one. The Hub and the service need the same."
+        )
+    return token
 
 
 def notices(deployment: Deployment) -> dict[str, str]:
@@ -93,8 +226,9 @@ def notices(deployment: Deployment) -> dict[str, str]:
 
 
 def service_url(deployment: Deployment) -> str:
-    """Where the service listens: loopback, reached through the Hub's proxy only."""
-    return f"http://127.0.0.1:{deployment.hub.service_port}"
+    """Where the service listens: reached through the Hub's proxy only."""
+    apart = deployment.hub.apart
+    return f"http://{LOOPBACK if apart is None else apart.service}:{deployment.hub.service_port}"
 
 
 def state_dir(deployment: Deployment) -> Path:
@@ -136,6 +270,14 @@ def public_sites(deployment: Deployment) -> list[contract.Site]:
         )
         for slug, site in deployment.sites.items()
     ]
+
+
+def page_headers(deployment: Deployment) -> dict[str, str]:
+    """For every page of the Hub: what a file is, where addresses may go, and, with TLS, that nothing else will do."""
+    headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+    if deployment.hub.origin.startswith("https://"):
+        headers["Strict-Transport-Security"] = f"max-age={365 * 86400}"
+    return headers
 
 
 def page_variables(deployment: Deployment) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]`, `[notices]` and
-`[sites.<slug>]`.
+"""The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]`, `[notices]`,
+`[quotas]` and `[sites.<slug>]`.
 
 `deploy/deployment.toml` shows every key. Secrets are in the environment only, as `jupyterhub_config.py` lists them.
 A site can stand in a file of its own, `sites.d/<slug>.toml` beside the deployment file, with what `[sso]` says of it:
@@ -38,9 +38,14 @@ CONFIG_VARIABLE = "NOTEBOOK_FEDERATOR_CONFIG"
 CLIENT_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET"  # noqa: S105 - the name, not the secret
 SMTP_PASSWORD_VARIABLE = "NOTEBOOK_FEDERATOR_SMTP_PASSWORD"  # noqa: S105 - the name, not the password
 WEBHOOK_KEY_VARIABLE = "NOTEBOOK_FEDERATOR_WEBHOOK_KEY"
+SERVICE_TOKEN_VARIABLE = "NOTEBOOK_FEDERATOR_SERVICE_TOKEN"  # noqa: S105 - the name, not the token
+S3_KEY_VARIABLE = "NOTEBOOK_FEDERATOR_S3_KEY"
+S3_SECRET_VARIABLE = "NOTEBOOK_FEDERATOR_S3_SECRET"  # noqa: S105 - the name, not the secret
+METRICS_TOKEN_VARIABLE = "NOTEBOOK_FEDERATOR_METRICS_TOKEN"  # noqa: S105 - the name, not the token
 SITES_FOLDER = "sites.d"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+HostName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?$")]
 
 
 class DeploymentError(Exception):
@@ -52,6 +57,21 @@ class DeploymentError(Exception):
         super().__init__("\n  ".join([f"{path} cannot be used:", *map(str, self.problems)]))
 
 
+class Apart(Table):
+    """`[hub.apart]`: Hub, proxy and service are started by somebody else, each on its own host, or in a container.
+
+    A Hub that is started anew then takes nothing down with it. The token by which the service and the Hub know each
+    other is in NOTEBOOK_FEDERATOR_SERVICE_TOKEN, the one of Hub and proxy in CONFIGPROXY_AUTH_TOKEN.
+
+    Attributes:
+        hub, proxy, service: names by which they reach each other, on a network where nobody else is.
+    """
+
+    hub: HostName = "hub"
+    proxy: HostName = "proxy"
+    service: HostName = "service"
+
+
 class Hub(Table):
     """`[hub]`: where the Hub listens, what it keeps and whom people may ask.
 
@@ -60,7 +80,17 @@ class Hub(Table):
         public_url: what people type, where that is another; also what notebook servers dial.
         data_dir: database, cookie secret and the federation service's files. Made if it is not there.
         keep_models: bytes of one run's rounds' models that are kept; its last and its best one always are.
+        keep_round_models_days: how long after a run's end these are kept. None: for as long as the project.
+        artifacts: an S3-compatible bucket for apps and models. None: a folder below `data_dir`. Its credentials are in
+            NOTEBOOK_FEDERATOR_S3_KEY and NOTEBOOK_FEDERATOR_S3_SECRET, or on the machine where boto3 looks for them.
+        artifacts_endpoint: address of a storage that is not Amazon's.
+        artifacts_cache: bytes of the bucket's models that are kept below `data_dir`, too.
         proxy_command: how to start configurable-http-proxy.
+        log_format: of the Hub's, the service's and the SuperLinks' logs: for people, or JSON for programs.
+        apart: None where the Hub starts its proxy and the service itself, all on one machine.
+        database: of the federation service, as SQLAlchemy writes it: PostgreSQL. None: SQLite, a file below `data_dir`.
+            The password is in PGPASSWORD or in the file that PGPASSFILE names, never here.
+        jupyterhub_database: JupyterHub's own, as SQLAlchemy writes it. None: a file below `data_dir`.
     """
 
     bind_url: Origin
@@ -68,12 +98,35 @@ class Hub(Table):
     data_dir: RelativePath
     admin_contact: Text
     keep_models: ByteSize = Field(default=ByteSize(1024**3), ge=0)
+    keep_round_models_days: Annotated[int, Field(ge=1)] | None = None
+    artifacts: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[A-Za-z0-9_.-]+)*/?$")] | None = None
+    artifacts_endpoint: Origin | None = None
+    artifacts_cache: ByteSize = Field(default=ByteSize(20 * 1024**3), ge=0)
     tls_cert: ExistingFile | None = None
     tls_key: ExistingFile | None = None
     hub_port: Port = 8081
     service_port: Port = 8082
     proxy_api_port: Port = 8001
     proxy_command: tuple[Text, ...] = Field(default=("configurable-http-proxy",), min_length=1)
+    log_format: Literal["text", "json"] = "text"
+    apart: Apart | None = None
+    database: Text | None = None
+    jupyterhub_database: Text | None = None
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_a_server_without_a_secret(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("postgresql", "postgresql+psycopg"):
+            raise ValueError(
+                "is not PostgreSQL, the one server that is supported; write postgresql://user@host/database, "
+                "or nothing for SQLite in `data_dir`"
+            )
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("holds a password; write it in PGPASSWORD or in the file that PGPASSFILE names")
+        return url
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Hub:
@@ -87,6 +140,12 @@ class Hub(Table):
     def _people_have_an_address(self) -> Hub:
         if urlsplit(self.origin).hostname in ("0.0.0.0", "::"):  # noqa: S104 - refused, not bound
             raise ValueError("`bind_url` is every address of the machine; say in `public_url` which one people type")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_ends_at_the_proxy(self) -> Hub:
+        if self.apart is not None and self.tls_cert is not None:
+            raise ValueError("the proxy has the certificate where it is `apart`; give it there, and not in `tls_cert`")
         return self
 
     @property
@@ -168,6 +227,30 @@ class Notices(Table):
         return url
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
+class Quotas(Table):
+    """`[quotas]`: the most that one person, project or site may have. What is not said is generous.
+
+    Attributes:
+        projects_per_user: that one person owns.
+        members_per_project: who are in it or invited.
+        runs, runs_per_user, runs_per_site: in flight; of all, of one owner's projects, with one site.
+        project_storage, storage: of apps and kept models; of one project and of all.
+        upload: of one notebook or app; never more than 20 MiB.
+    """
+
+    projects_per_user: Count | None = None
+    members_per_project: Count | None = None
+    runs: Count | None = None
+    runs_per_user: Count | None = None
+    runs_per_site: Count | None = None
+    project_storage: Annotated[ByteSize, Field(ge=1024**2)] | None = None
+    storage: Annotated[ByteSize, Field(ge=1024**2)] | None = None
+    upload: Annotated[ByteSize, Field(ge=1024, le=20 * 1024**2)] | None = None
+
+
 class Deployment(Table):
     """The whole file."""
 
@@ -175,6 +258,7 @@ class Deployment(Table):
     sso: Sso
     aggregators: Aggregators = Field(default_factory=LocalAggregators)
     notices: Notices | None = None
+    quotas: Quotas = Field(default_factory=Quotas)
     sites: dict[Slug, Site] = Field(min_length=1)
 
 

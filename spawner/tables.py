@@ -57,6 +57,9 @@ def dotted(parts: Iterable[str | int]) -> str:
     return ".".join(part if _BARE_KEY.match(part) else f'"{part}"' for part in map(str, parts))
 
 
+_MAY_HOLD_A_PASSWORD = (("hub", "database"), ("hub", "jupyterhub_database"))
+
+
 def problems_of(error: ValidationError) -> list[Problem]:
     """All that pydantic found wrong, each with its key."""
     return [Problem(dotted(_typed_key(detail["loc"])), _text(detail)) for detail in error.errors()]
@@ -75,7 +78,8 @@ def _text(detail: Any) -> str:
     if text is None:
         message = str(detail["msg"]).removeprefix("Value error, ")
         text = message[:1].lower() + message[1:]
-    if detail["type"] != "missing" and isinstance(detail["input"], str | int | float):
+    repeated = detail["type"] != "missing" and detail["loc"] not in _MAY_HOLD_A_PASSWORD
+    if repeated and isinstance(detail["input"], str | int | float):
         text += f" (found {detail['input']!r})"
     return text
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import postgresql
 from tests.fakes.engines import ENGINES, BuildEngine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,16 +43,39 @@ def _no_docker() -> str | None:
     return None
 
 
+def _no_compose() -> str | None:
+    return None if shutil.which("docker-compose") else "no docker-compose: apt-get install docker-compose"
+
+
+def _no_namespaces() -> str | None:
+    able = os.geteuid() == 0 and shutil.which("ip") and Path("/dev/net/tun").exists()
+    return None if able else "no network namespaces: needs root, iproute2 and /dev/net/tun"
+
+
+def _no_mounts() -> str | None:
+    return None if os.geteuid() == 0 else "mounting a small file system needs root"
+
+
+def _no_postgresql() -> str | None:
+    return None if postgresql.binaries() else "no PostgreSQL: apt-get install postgresql"
+
+
 REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "needs_browser": _no_browser,
     "needs_node": _no_node,
     "needs_docker": _no_docker,
+    "needs_postgresql": _no_postgresql,
+    "needs_mounts": _no_mounts,
+    "needs_compose": _no_compose,
+    "needs_namespaces": _no_namespaces,
 }
 _left_out: Counter[str] = Counter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-all", action="store_true", help="fail where the machine lacks what a test needs")
+    parser.addoption("--tries", type=int, default=1, help="how often each fault of the recovery tests is tried")
+    parser.addoption("--soak-minutes", type=float, default=10.0, help="how long the soak takes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,6 +100,13 @@ def build_engine() -> Iterator[BuildEngine]:
     with BuildEngine(ENGINES / "build") as engine:
         engine.build_test_images()
         yield engine
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgresql.Cluster]:
+    """A PostgreSQL server, for tests with the marker `needs_postgresql`. Whoever stops it starts it again."""
+    with postgresql.Cluster() as cluster:
+        yield cluster
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -77,14 +77,25 @@ class Stack:
                 os.killpg(process.popen.pid, signal.SIGKILL)
                 process.popen.wait()
         self.processes.clear()
+        self._end_aggregators()
+
+    def _end_aggregators(self) -> None:
+        """The service leaves them to the next one, which is not to come."""
+        state = self.folder / "hub" / "federation"
+        if any(state.glob("projects/*/processes.json")):
+            command = [sys.executable, "-m", "hub_service", "end-aggregators", "--state-dir", str(state)]
+            with self.log("end-aggregators").open("ab") as output:
+                subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, check=False)
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def crash_hub(self) -> None:
-        """Kill the Hub and all that it started: proxy and service, at once and without a word."""
+    def crash_hub(self, *, alone: bool = False) -> None:
+        """Kill the Hub at once and without a word, and where it is not to be alone, all that it started: proxy, service
+        and servers."""
         hub = self.processes.pop()
-        family = [*psutil.Process(hub.popen.pid).children(recursive=True), hub.popen]
+        children = [] if alone else psutil.Process(hub.popen.pid).children(recursive=True)
+        family = [*children, hub.popen]
         for process in family:
             process.kill()
         hub.popen.wait()
@@ -193,7 +204,7 @@ def _wait_for_hub(stack: Stack) -> None:
     _wait_for(stack, f"{stack.origin}/services/federation/health")
 
 
-def _wait_for(stack: Stack, url: str, patience: float = 60) -> None:
+def _wait_for(stack: Stack, url: str, patience: float = 180) -> None:
     """Ask until the URL answers 200."""
     process = stack.processes[-1]
     deadline = time.monotonic() + patience

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from federator.contract import OutagePolicy
 
 from hub_service.aggregators.serverapp_log import LogPiece, read_log
+from hub_service.domain.errors import Unavailable
+from hub_service.domain.projects import GRACE_S
 
 # Aggregators are spoken to in plain HTTP. A client that loads the certificates of the web for that costs 15 ms.
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -97,7 +101,8 @@ class ServerAppSpec:
         flower_run_id: the SuperLink's id of the run, from `superlink.start_run`.
         node_ids: the nodes that take part; the ServerApp waits for them and sees no others.
         compare: train each node alone too, and score every model on every node.
-        wait_s: how long to wait for the nodes, in seconds.
+        wait_s: how long to wait for the nodes before the first round, in seconds.
+        on_outage, grace_s: what becomes of a node that falls silent later; see `outages.py`.
     """
 
     run_id: str
@@ -106,6 +111,8 @@ class ServerAppSpec:
     rounds: int
     compare: bool
     wait_s: float
+    on_outage: OutagePolicy = OutagePolicy.WAIT
+    grace_s: float = GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ class AggregatorBackend(ABC):
 
     @abstractmethod
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
-        """The ServerApp's exit status, or None while it runs. A lost process counts as LOST.
+        """The ServerApp's exit status, or None while it and its SuperLink run. A lost process counts as LOST.
 
         Called several times a second while a run is in flight. What ended it stands in the last line of its log.
         """
@@ -181,6 +188,18 @@ class AggregatorBackend(ABC):
         """End the ServerApp and the SuperLink; return when nothing of them is left."""
 
     @abstractmethod
+    async def check(self) -> None:
+        """Raise Unavailable where no aggregator could be started now. Called by `hub_service.readiness`."""
+
+    async def forget(self, project_id: str) -> None:
+        """Remove all that is left of a project that was deleted: its runs' folders, and its nodes' ids.
+
+        Raises Unavailable where the disk refuses.
+        """
+        await self.stop(project_id)
+        await asyncio.to_thread(_remove_tree, self.project_folder(project_id))
+
+    @abstractmethod
     async def running(self) -> Sequence[str]:
         """Ids of the projects whose SuperLink runs now, those of an earlier service process included.
 
@@ -190,6 +209,10 @@ class AggregatorBackend(ABC):
     @abstractmethod
     def endpoint(self, project_id: str) -> Endpoint | None:
         """Where the project's SuperLink listens, or None. No I/O; called for each Fleet request."""
+
+    @abstractmethod
+    def project_folder(self, project_id: str) -> Path:
+        """Where all of a project's run folders are, and what the backend keeps of it besides."""
 
     @abstractmethod
     def run_folder(self, project_id: str, run_id: str) -> Path:
@@ -202,3 +225,28 @@ class AggregatorBackend(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Let go of what the backend itself holds, such as connections. What runs goes on. Called once, at the end."""
+
+
+def _remove_tree(folder: Path) -> None:
+    """Whatever the owner's code has put there: folders that it has closed, too. Raises Unavailable."""
+
+    def open_and_try_again(act: Callable[[str], object], path: str, _error: object) -> None:
+        if os.path.lexists(path):
+            os.chmod(Path(path).parent, 0o700)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    try:
+        shutil.rmtree(folder, onerror=open_and_try_again)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unavailable(
+            "What a deleted project left on the service's disk cannot be removed.",
+            "It is tried again later. Ask the Hub's administrator to look at the disk.",
+            debug=f"{folder}: {error.strerror}",
+        ) from error

@@ -169,7 +169,7 @@ class DockerAggregators(AggregatorBackend):
             aggregator = self._aggregators.get(project_id)
             if aggregator is None or not await self._engine.call(partial(_runs, aggregator.superlink)):
                 await self._end(project_id)
-                aggregator = await self._launch_superlink(project_id)
+                aggregator = await self._launch_superlink(project_id, run_id)
             if run_id is not None:
                 await self._launch_serverapp(project_id, run_id, aggregator)
             failure = await self._failure_to_come_up(aggregator)
@@ -195,14 +195,14 @@ class DockerAggregators(AggregatorBackend):
         await self._adopt()
         aggregator = self._aggregators.get(project_id)
         serverapp = aggregator.serverapps.get(run_id) if aggregator else None
-        if serverapp is None:
+        if aggregator is None or serverapp is None:
             return LOST
         started = time.monotonic()
         if serverapp.exit_status is None and started >= serverapp.next_look:
             serverapp.next_look = float("inf")
             try:
                 serverapp.exit_status = await self._engine.call(
-                    partial(self._look, serverapp, self.run_folder(project_id, run_id))
+                    partial(self._look, aggregator, serverapp, self.run_folder(project_id, run_id))
                 )
             except Unavailable as error:
                 log.warning("run %s goes on unwatched: %s", run_id, error.debug or error.message)
@@ -234,6 +234,9 @@ class DockerAggregators(AggregatorBackend):
                 if project_id not in self._later:
                     self._later[project_id] = asyncio.create_task(self._end_later(project_id))
 
+    async def check(self) -> None:
+        await self._engine.call(lambda client: client.images.get(self._image))
+
     async def running(self) -> Sequence[str]:
         await self._adopt()
         try:
@@ -246,6 +249,9 @@ class DockerAggregators(AggregatorBackend):
     def endpoint(self, project_id: str) -> Endpoint | None:
         aggregator = self._aggregators.get(project_id)
         return aggregator.endpoint if aggregator else None
+
+    def project_folder(self, project_id: str) -> Path:
+        return self._folder(project_id)
 
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder(project_id) / "runs" / run_id
@@ -266,12 +272,13 @@ class DockerAggregators(AggregatorBackend):
 
     # --- starting
 
-    async def _launch_superlink(self, project_id: str) -> _Aggregator:
+    async def _launch_superlink(self, project_id: str, run_id: str | None) -> _Aggregator:
         folder = self._folder(project_id)
         endpoint = Endpoint(_HOST, _PORT, folder / SUPERLINK / f"{self._new_id()}.sock")
         _make_for_container(folder / SUPERLINK)
         _empty_log(folder / SUPERLINK_LOG)
-        return _Aggregator(await self._engine.call(partial(_launch, self._superlink(project_id, endpoint))), endpoint)
+        settings = self._superlink(project_id, endpoint, run_id)
+        return _Aggregator(await self._engine.call(partial(_launch, settings)), endpoint)
 
     async def _launch_serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator) -> None:
         """Start the run's ServerApp where it was not started yet. It waits for its plan."""
@@ -297,10 +304,10 @@ class DockerAggregators(AggregatorBackend):
             await asyncio.wait({answered})
         return ""
 
-    def _superlink(self, project_id: str, endpoint: Endpoint) -> dict[str, Any]:
+    def _superlink(self, project_id: str, endpoint: Endpoint, run_id: str | None) -> dict[str, Any]:
         """What the engine is asked to make for a project's SuperLink."""
         assert endpoint.socket is not None  # noqa: S101 - ours always has one
-        arguments = superlink_arguments(endpoint.host, endpoint.port, f"{_SUPERLINK_HOME}/{NODE_IDS}")
+        arguments = superlink_arguments(endpoint.host, endpoint.port, f"{_SUPERLINK_HOME}/{NODE_IDS}", run_id)
         return self._container(
             project_id,
             SUPERLINK,
@@ -311,6 +318,7 @@ class DockerAggregators(AggregatorBackend):
             home=_SUPERLINK_HOME,
             mounts=[Mount(_SUPERLINK_HOME, str(endpoint.socket.parent), type="bind")],
             network_mode="none",
+            run_id=run_id,
         )
 
     def _serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator, deadline: datetime) -> dict[str, Any]:
@@ -318,6 +326,10 @@ class DockerAggregators(AggregatorBackend):
         folder = self.run_folder(project_id, run_id)
         _make_for_container(folder)
         _empty_log(folder / SERVERAPP_LOG)
+        try:
+            Plan.forget(folder)
+        except OSError as error:
+            raise _disk_refuses(error) from error
         return self._container(
             project_id,
             SERVERAPP,
@@ -332,6 +344,7 @@ class DockerAggregators(AggregatorBackend):
                 Mount(f"{_RUN_HOME}/{SERVERAPP_LOG}", str(folder / SERVERAPP_LOG), type="bind", read_only=True),
             ],
             network_mode=f"container:{aggregator.superlink}",
+            run_id=run_id,
         )
 
     def _container(
@@ -346,6 +359,7 @@ class DockerAggregators(AggregatorBackend):
         home: str,
         mounts: Sequence[Mount],
         network_mode: str,
+        run_id: str | None,
     ) -> dict[str, Any]:
         """What both have in common: whose they are, and that they may do as little as possible."""
         limits = self._limits
@@ -356,7 +370,7 @@ class DockerAggregators(AggregatorBackend):
             "labels": {INSTANCE: self._instance, PROJECT: project_id, ROLE: role, **labels},
             "entrypoint": list(entrypoint),
             "command": list(command),
-            "environment": environment(home) | {"OMP_NUM_THREADS": str(max(1, round(limits.cpus)))},
+            "environment": environment(home, project_id, run_id) | {"OMP_NUM_THREADS": str(max(1, round(limits.cpus)))},
             "working_dir": home,
             "user": f"{uid}:{gid}",
             "mounts": list(mounts),
@@ -382,8 +396,13 @@ class DockerAggregators(AggregatorBackend):
 
     # --- looking, in one of the engine's threads
 
-    def _look(self, serverapp: _ServerApp, folder: Path, client: docker.DockerClient) -> int | None:
-        """The ServerApp's exit status, or None while it runs within its limits. One that does not is killed."""
+    def _look(
+        self, aggregator: _Aggregator, serverapp: _ServerApp, folder: Path, client: docker.DockerClient
+    ) -> int | None:
+        """The ServerApp's exit status, or None while it runs within its limits. One that does not is killed.
+
+        One whose SuperLink is gone is as good as lost.
+        """
         try:
             container = client.containers.get(serverapp.container)
             excess = self._excess(serverapp, folder) if _is_running(container) else ""
@@ -394,7 +413,7 @@ class DockerAggregators(AggregatorBackend):
         except NotFound:
             return LOST
         if _is_running(container):
-            return None
+            return None if _runs(aggregator.superlink, client) else LOST
         _save_log(container, folder / SERVERAPP_LOG, excess)
         return LOST if container.status == "created" else int(container.attrs["State"]["ExitCode"])
 

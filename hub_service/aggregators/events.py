@@ -25,6 +25,9 @@ SERVERAPP_LOG = "serverapp.log"
 
 _AT_ONCE = 8 * 1024**2  # bytes of events that are read in one go
 _LARGEST = 512 * 1024**2  # bytes of one run's events
+_LARGEST_NUMBER = 2**63 - 1
+_WHOLE_NUMBERS = ("round", "examples", "size")
+_TIMES = ("at", "seconds")
 
 
 def round_model_file(number: int) -> str:
@@ -33,10 +36,22 @@ def round_model_file(number: int) -> str:
 
 
 class EventFile:
-    """Appends events to a run folder's event file. Each line reaches the file in one write."""
+    """Appends events to a run folder's event file. Each line reaches the file in one write.
+
+    A line that a lost process had not finished is taken away: nobody has read it.
+
+    Attributes:
+        begun: whether another process has written to it before.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / EVENTS_FILE
+        self.begun = False
+        if self._path.exists():
+            with self._path.open("rb+") as file:
+                whole = file.read().rfind(b"\n") + 1
+                file.truncate(whole)
+            self.begun = whole > 0
 
     def write(self, event: RunEvent) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -51,9 +66,47 @@ def encode(event: RunEvent) -> str:
 
 
 def decode(line: str) -> RunEvent:
-    """The event that `encode` wrote."""
+    """The event that `encode` wrote. Texts are as a database can keep them.
+
+    Raises ValueError, KeyError or TypeError for anything else.
+    """
     fields = json.loads(line)
-    return RunEvent(**{**fields, "kind": EventKind(fields["kind"])})
+    event = RunEvent(**{**fields, "kind": EventKind(fields["kind"])})
+    for field in dataclasses.fields(RunEvent):
+        _require_type(field.name, getattr(event, field.name))
+    return dataclasses.replace(
+        event,
+        phase=_as_kept(event.phase),
+        message_type=_as_kept(event.message_type),
+        model=_as_kept(event.model),
+        text=_as_kept(event.text),
+    )
+
+
+def _require_type(name: str, value: object) -> None:
+    if name in _WHOLE_NUMBERS:
+        fits = type(value) is int and _is_number(value)
+    elif name == "node_id":
+        fits = type(value) is int and 0 <= value < 2**64
+    elif name in _TIMES:
+        fits = _is_number(value)
+    elif name == "metrics":
+        fits = isinstance(value, dict) and all(map(_is_number, value.values()))
+    elif name == "counts":
+        fits = isinstance(value, dict)
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        raise ValueError(f"{name} cannot be {type(value).__name__} here")
+
+
+def _is_number(value: object) -> bool:
+    """No database keeps whole numbers of more than 64 bits."""
+    return type(value) is float or (type(value) is int and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER)
+
+
+def _as_kept(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")
 
 
 def open_run_file(folder: Path, name: str) -> BinaryIO:

@@ -135,7 +135,7 @@ class LocalAggregators(AggregatorBackend):
             for _ in range(_PORT_ATTEMPTS):
                 aggregator = self._aggregators.get(project_id)
                 if aggregator is None or not aggregator.superlink.alive():
-                    aggregator = await self._launch_superlink(project_id)
+                    aggregator = await self._launch_superlink(project_id, run_id)
                 try:
                     if run_id is not None:
                         await self._launch_serverapp(project_id, run_id, aggregator)
@@ -159,10 +159,10 @@ class LocalAggregators(AggregatorBackend):
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
         aggregator = self._aggregators.get(project_id)
         process = aggregator.serverapps.get(run_id) if aggregator else None
-        if process is None:
+        if aggregator is None or process is None:
             return LOST
         if process.alive():
-            return None
+            return None if aggregator.superlink.alive() else LOST
         exit_status = self._exits.get(process.pid)
         return LOST if exit_status is None else await exit_status()
 
@@ -170,12 +170,18 @@ class LocalAggregators(AggregatorBackend):
         async with self._locks[project_id]:
             await self._end(project_id)
 
+    async def check(self) -> None:
+        """Processes of this machine need nothing that could be away."""
+
     async def running(self) -> Sequence[str]:
         return [project for project, aggregator in self._aggregators.items() if aggregator.superlink.alive()]
 
     def endpoint(self, project_id: str) -> Endpoint | None:
         aggregator = self._aggregators.get(project_id)
         return aggregator.endpoint if aggregator and aggregator.answers else None
+
+    def project_folder(self, project_id: str) -> Path:
+        return self._folder(project_id)
 
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder(project_id) / "runs" / run_id
@@ -192,15 +198,15 @@ class LocalAggregators(AggregatorBackend):
     def _folder(self, project_id: str) -> Path:
         return self._projects / project_id
 
-    async def _launch_superlink(self, project_id: str) -> _Aggregator:
+    async def _launch_superlink(self, project_id: str, run_id: str | None) -> _Aggregator:
         await self._end(project_id)
         folder = self._folder(project_id)
         folder.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint(HOST, _free_port())
-        arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / NODE_IDS))
+        arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / NODE_IDS), run_id)
         log_file = folder / SUPERLINK_LOG
         try:
-            process = await self._spawn(SUPERLINK_MODULE, arguments, folder, log_file)
+            process = await self._spawn(SUPERLINK_MODULE, arguments, folder, log_file, run_id)
         except OSError as error:
             raise not_started(log_file, f"{error.strerror}: {self._commands[SUPERLINK_MODULE][0]}") from error
         aggregator = _Aggregator(endpoint, process, answers=False)
@@ -214,9 +220,10 @@ class LocalAggregators(AggregatorBackend):
             return
         run_folder = self.run_folder(project_id, run_id)
         run_folder.mkdir(parents=True, exist_ok=True)
+        Plan.forget(run_folder)
         arguments = serverapp_arguments(str(run_folder))
         aggregator.serverapps[run_id] = await self._spawn(
-            SERVERAPP_MODULE, arguments, self._folder(project_id), run_folder / SERVERAPP_LOG
+            SERVERAPP_MODULE, arguments, self._folder(project_id), run_folder / SERVERAPP_LOG, run_id
         )
         self._remember(project_id)
 
@@ -243,10 +250,12 @@ class LocalAggregators(AggregatorBackend):
             reason = f"it did not answer within {self._start_timeout_s:g} s"
             raise not_started(self._folder(project_id) / SUPERLINK_LOG, reason)
 
-    async def _spawn(self, module: str, arguments: Sequence[str], folder: Path, log_file: Path) -> _Process:
+    async def _spawn(
+        self, module: str, arguments: Sequence[str], folder: Path, log_file: Path, run_id: str | None
+    ) -> _Process:
         """Start a process, by the template where there is one. Raises OSError."""
         if self._template is not None:
-            order = Order(module, arguments, str(folder), _environment(folder), str(log_file))
+            order = Order(module, arguments, str(folder), _environment(folder, run_id), str(log_file))
             if (forked := await self._template.fork(order)) is not None:
                 self._exits[forked.pid] = forked.wait
                 return _Process.of(forked.pid)
@@ -255,7 +264,7 @@ class LocalAggregators(AggregatorBackend):
                 *self._commands[module],
                 *arguments,
                 cwd=folder,
-                env=_environment(folder),
+                env=_environment(folder, run_id),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -334,9 +343,9 @@ def _recorded(record: dict[str, Any]) -> _Aggregator:
     )
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, run_id: str | None = None) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | environment(str(folder)) | {"OMP_NUM_THREADS": _THREADS}
+    return kept | environment(str(folder), folder.name, run_id) | {"OMP_NUM_THREADS": _THREADS}
 
 
 def _template(command: Sequence[str], folder: Path) -> Template:

@@ -20,6 +20,8 @@ from typing import BinaryIO
 from hub_service.aggregators.events import open_run_file
 
 MAIL_FOLDER = "mail"
+CHECKPOINT_FOLDER = "checkpoint"
+"""Of `checkpoint.py`, whose files the service never opens."""
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -71,8 +73,9 @@ def remove_mail(run_folder: Path, name: str) -> None:
 
 
 def clear_mail(run_folder: Path) -> None:
-    """Remove what is left at the end of a run. A link in the folder's place is left alone."""
-    shutil.rmtree(run_folder / MAIL_FOLDER, ignore_errors=True)
+    """Remove what is left at the end of a run, and what it could have been begun anew with. Follows no link."""
+    for name in (MAIL_FOLDER, CHECKPOINT_FOLDER):
+        shutil.rmtree(run_folder / name, ignore_errors=True)
 
 
 def _folder(run_folder: Path) -> int:

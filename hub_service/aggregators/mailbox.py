@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
@@ -60,6 +62,28 @@ class Mailbox:
             in_place(array, view, (name, index))
         self._posted[name] = len(views)
         return name
+
+    def path_of(self, name: str) -> Path:
+        """Where the blob stands, if it does. For `checkpoint.py`, which keeps it under a name of its own."""
+        return self._folder / name
+
+    def taken_back(self, name: str, kept: Path) -> Sequence[memoryview]:
+        """The arrays of a blob that a lost ServerApp had posted, mapped. It is in the mail again: nodes may have it.
+
+        Raises OSError, and BadFrame where the file is no blob.
+        """
+        with suppress(FileExistsError):
+            os.link(kept, self._folder / name)
+        with kept.open("rb", buffering=0) as file:
+            views = split_view(_mapped(file))
+        self._posted[name] = len(views)
+        return views
+
+    def empty(self) -> None:
+        """Remove what a lost ServerApp had left."""
+        for path in self._folder.iterdir():
+            with suppress(OSError):  # the owner's code may have put a folder there
+                path.unlink()
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Remove all blobs but these: nobody asks for the others any more. What has mapped them reads on."""

@@ -97,6 +97,11 @@ class Observer:
         self._phase, self._phase_node = phase, node_id
         self._event(EventKind.PHASE, node_id=node_id)
 
+    def resume(self, phase: str, node_id: int, number: int) -> None:
+        """Begin anew behind round `number` of a phase that another process had entered."""
+        self._phase, self._phase_node = phase, node_id
+        self._event(EventKind.RESUMED, node_id=node_id, round=number)
+
     def note(self, text: str) -> None:
         """Say something about the present phase, such as why it was left."""
         self._event(EventKind.PHASE, node_id=self._phase_node, text=text)
@@ -128,9 +133,19 @@ class Observer:
         sent = self._sent[message_id]
         self._reply_event(sent, sent.letter, f"site's answer left out: {fault}")
 
-    def unanswered(self, message_id: str) -> None:
+    def unanswered(self, message_id: str, why: str = "no answer in the time that the app allows") -> None:
         sent = self._sent[message_id]
-        self._reply_event(sent, sent.letter, "no answer in the time that the app allows")
+        self._reply_event(sent, sent.letter, why)
+
+    def outage(self, silent: Mapping[int, float], number: int) -> None:
+        """Which nodes are waited for and silent, and for how many seconds; nobody, where there are none."""
+        self._event(
+            EventKind.OUTAGE,
+            node_id=self._phase_node,
+            round=number,
+            seconds=max(silent.values(), default=0.0),
+            text=",".join(map(str, silent)),
+        )
 
     def sent_arrays(self, message_id: str) -> Arrays:
         return self._sent[message_id].letter.arrays

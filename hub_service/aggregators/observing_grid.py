@@ -7,17 +7,20 @@ out is decided in `observer.py`; `serverapp.py` runs it.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import httpx
+from federator.contract import OutagePolicy
 from federator.framing import BadFrame, pack, split, unpack
 from federator.parcel import Letter
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
@@ -31,6 +34,7 @@ from flwr.proto.runtime_pb2 import (
     PushAppMessagesRequest,
     PushAppMessagesResponse,
 )
+from flwr.serverapp.strategy import Strategy
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -54,7 +58,9 @@ from hub_service.aggregators.observer import (
     odd_lengths,
     odd_ones_out,
 )
-from hub_service.domain.runs import LARGEST_COUNT, MOST_COUNTS
+from hub_service.aggregators.outages import Outages, Silent
+from hub_service.domain.projects import GRACE_S
+from hub_service.domain.runs import LARGEST_COUNT, LEFT_OUT, MOST_COUNTS
 
 # How long to keep trying when the SuperLink does not answer, in seconds.
 SUPERLINK_PATIENCE_S = 60.0
@@ -64,6 +70,12 @@ _WAIT_S = 1.0
 _SHORT_WAIT_S = 0.05
 # Waits between two looks for objects of a stock node that come by and by, in seconds.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.2
+# Between two looks at who is connected, in seconds, while one of them is waited for.
+_LOOK_S = 1.0
+# A message lives for Flower's twelve hours unless the app says otherwise; a site may be away, or train, for longer.
+_MESSAGE_TTL_S = 365 * 24 * 3600.0
+# What `Strategy.start` waits at most for the answers of one round, in seconds, where the app does not say otherwise.
+_STRATEGY_TIMEOUT_S = inspect.signature(Strategy.start).parameters["timeout"].default
 # How long one request may take, in seconds: for stock nodes it carries all arrays of a round.
 _CALL_TIMEOUT_S = 120.0
 # An app that asks this often for nodes, is shown all of them, and sends nothing, waits for more than there are.
@@ -78,8 +90,20 @@ class TooFewSites(RunFailed):
     """The app waits for more sites than take part."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A message without an answer, and the blobs that it needs."""
+
+    metadata: Metadata
+    blobs: tuple[str, ...]
+
+
 class ObservingGrid(HttpGrid):
     """Flower's grid, restricted to some nodes, that reports all traffic to an Observer and polls without delay.
+
+    A node that falls silent while it is waited for, or when a round begins, is dealt with by the project's policy
+    (`outages.py`). One that is left out gives an error for its answer, as a lost node does in Flower; the strategy goes
+    on with the rest, and sees the node again once it is back.
 
     Messages to nodes that take letters, and their answers, travel as `federator.parcel` says; to others as Flower's
     own grid sends them. Nodes and replies come in the order in which the nodes take part, so that sums of floating
@@ -91,6 +115,7 @@ class ObservingGrid(HttpGrid):
         observer: is told of every message and decides which replies are left out.
         save: called with the global model of a round of the federated phase, as soon as it is seen.
         mailbox: where model data go out and come in.
+        on_outage, grace_s: what becomes of a node that falls silent, and after how many seconds.
     """
 
     def __init__(
@@ -100,6 +125,8 @@ class ObservingGrid(HttpGrid):
         observer: Observer,
         save: Callable[[ArrayRecord, int], None],
         mailbox: Mailbox,
+        on_outage: OutagePolicy = OutagePolicy.WAIT,
+        grace_s: float = GRACE_S,
     ) -> None:
         super().__init__(runtime_api_address, insecure=True, token=token)
         self._retry_invoker.max_time = SUPERLINK_PATIENCE_S
@@ -107,9 +134,13 @@ class ObservingGrid(HttpGrid):
         self._save = save
         self._mailbox = mailbox
         self._letter_nodes: frozenset[int] = frozenset()
-        self._open: dict[str, tuple[str, ...]] = {}  # messages without an answer, with their blobs
+        self._outages = Outages(on_outage, grace_s, lambda silent: observer.outage(silent, self._rounds))
+        self._silent: Silent = {}  # of all nodes, when last asked
+        self._looked_at = 0.0
+        self._open: dict[str, _Open] = {}
         self._shown: dict[int, int] = {}  # node -> its place among all that take part
         self._asks = 0
+        self._asked_without: frozenset[int] = frozenset()
         self._rounds = 0
         self._in_round: set[int] = set()
         self.model: ArrayRecord | None = None
@@ -123,22 +154,62 @@ class ObservingGrid(HttpGrid):
         self._in_round = set()
         self.model = self.last_evaluate = None
 
+    @property
+    def rounds(self) -> int:
+        """The last round of this phase that the app has begun."""
+        return self._rounds
+
+    def go_on(self, rounds: int) -> None:
+        """Count on in the phase that `show` has begun, behind so many rounds that a lost process had seen."""
+        self._rounds = rounds
+
     def online(self) -> frozenset[int]:
         """All nodes that are connected to the SuperLink."""
         return frozenset(node.node_id for node in self._all_nodes())
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        nodes = [node for node in self._all_nodes() if node.node_id in self._shown]
-        self._asks = self._asks + 1 if len(nodes) == len(self._shown) else 0
-        if self._asks > _PATIENT_ASKS:
-            raise TooFewSites(f"the app waits for more sites than the {len(self._shown)} that take part")
+        """Those that are shown and connected, once nobody is waited for. Raises RunFailed.
+
+        An app that asks on and on waits for more sites than these: for one that was left out or, where all are here,
+        for ever.
+        """
+        while True:
+            nodes = [node for node in self._all_nodes() if node.node_id in self._shown]
+            silent = {node: seconds for node, seconds in self._silent.items() if node in self._shown}
+            left_out = self._left_out(silent, others=bool(nodes))
+            if not silent.keys() - left_out:
+                break
+            self._outages.waiting({node: seconds for node, seconds in silent.items() if node not in left_out})
+            time.sleep(_LOOK_S)
+        if left_out and not nodes:
+            raise RunFailed(f"nothing was heard of it for {self._outages.grace_s:g} s")
+        self._asks = self._asks + 1 if left_out == self._asked_without else 1
+        self._asked_without = left_out
+        if self._asks > _PATIENT_ASKS and not left_out:
+            raise TooFewSites(f"the app waits for more sites than the {len(nodes)} that take part")
+        self._outages.waiting(silent if self._asks > _PATIENT_ASKS else {})
         return sorted(nodes, key=lambda node: self._shown[node.node_id])
 
+    def _left_out(self, silent: Silent, *, others: bool) -> frozenset[int]:
+        """Which of the silent nodes are waited for no longer. Raises RunFailed where the run ends for them.
+
+        A site that trains alone, or is compared, keeps nobody waiting under "continue".
+        """
+        if self._outages.must_stop(silent):
+            nodes = ", ".join(f"node {node}" for node in self._outages.overdue(silent))
+            raise RunFailed(
+                f"{nodes}: nothing was heard for {self._outages.grace_s:g} s, and this project's runs stop then. "
+                "The model of the last finished round is kept."
+            )
+        return self._outages.left_out(silent, others=others or self._observer.phase != FEDERATED)
+
     def _all_nodes(self) -> Sequence[NodeInfo]:
-        """Who is connected; learns which of them take letters."""
+        """Who is connected; learns which of them take letters, and who is silent."""
         request = GetNodesRequest()
-        answer, letter_nodes = split(self._bulk("grid-nodes", request, request.SerializeToString()))
+        answer, letter_nodes, silent = split(self._bulk("grid-nodes", request, request.SerializeToString()))
         self._letter_nodes = frozenset(json.loads(letter_nodes))
+        self._silent = {int(node): seconds for node, seconds in json.loads(silent).items()}
+        self._looked_at = time.monotonic()
         nodes: Sequence[NodeInfo] = GetNodesResponse.FromString(answer).nodes
         return nodes
 
@@ -167,6 +238,8 @@ class ObservingGrid(HttpGrid):
         letters = [self._letter_of(message, known) for message in messages]
         with no_object_id_recompute():
             for message, letter in zip(messages, letters, strict=True):
+                if message.metadata.ttl == DEFAULT_TTL:
+                    message.metadata.ttl = _MESSAGE_TTL_S
                 bare = remove_content_from_message(message)
                 whole = message if letter is None else bare
                 message.metadata.__dict__["_message_id"] = whole.object_id
@@ -180,8 +253,12 @@ class ObservingGrid(HttpGrid):
         content = pack([request.SerializeToString(), packed], objects)
         (answer,) = split(self._bulk("grid-push", request, content))
         message_ids = list(PushAppMessagesResponse.FromString(answer).message_ids)
-        self._open |= {one: letter.blobs for one, letter in zip(message_ids, letters, strict=True) if letter and one}
-        self._mailbox.keep_only(name for blobs in self._open.values() for name in blobs)
+        self._open |= {
+            message_id: _Open(message.metadata, letter.blobs if letter else ())
+            for message_id, message, letter in zip(message_ids, messages, letters, strict=True)
+            if message_id
+        }
+        self._mailbox.keep_only(name for one in self._open.values() for name in one.blobs)
         return message_ids
 
     def _letter_of(self, message: Message, known: dict[int, Letter]) -> Letter | None:
@@ -196,7 +273,11 @@ class ObservingGrid(HttpGrid):
         return known[id(message.content)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._pulled(message_ids, _SHORT_WAIT_S)
+        message_ids = list(message_ids)
+        replies = self._pulled(message_ids, _SHORT_WAIT_S)
+        if not replies and time.monotonic() - self._looked_at > _LOOK_S:
+            replies = self._instead_of_silent(message_ids)
+        return replies
 
     def _pulled(self, message_ids: Iterable[str], wait_s: float) -> list[Message]:
         """The replies that are there, as soon as there is one; none after `wait_s` seconds."""
@@ -234,18 +315,27 @@ class ObservingGrid(HttpGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all and wait for all replies, or until `timeout` seconds have passed.
 
-        Raises RunFailed where every site failed to train: no strategy has anything to go on with then.
+        A node that works is waited for as long as it takes. So the hour that `Strategy.start` allows by default is no
+        limit here, nor is a timeout as long as Flower's messages live by default (twelve hours) or longer. Any other
+        timeout was chosen by the app: then no answer is waited for any longer, whatever the site does and whatever the
+        project's policy is.
+
+        Raises RunFailed where every site failed to train: no strategy has anything to go on with then; and where the
+        policy ends the run.
         """
         messages = list(messages)
         open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        limited = timeout is not None and timeout != _STRATEGY_TIMEOUT_S and timeout < DEFAULT_TTL
+        deadline = time.monotonic() + timeout if timeout is not None and limited else float("inf")
         replies: list[Message] = []
         while open_ids and (remaining := deadline - time.monotonic()) > 0:
-            arrived = self._pulled(open_ids, min(_WAIT_S, remaining))
+            arrived = self._pulled(open_ids, min(_WAIT_S, remaining)) or self._instead_of_silent(open_ids, replies)
             replies += arrived
             open_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
-        if open_ids:
-            self._give_up(open_ids)
+        self._outages.waiting({})
+        for message_id in open_ids:
+            self._observer.unanswered(message_id)
+        self._give_up(open_ids)
         replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
         replies = self._without_odd_ones(replies)
         if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
@@ -254,11 +344,30 @@ class ObservingGrid(HttpGrid):
 
     def _give_up(self, message_ids: set[str]) -> None:
         """Wait no longer for these answers. One that comes after all is not kept."""
+        if not message_ids:
+            return
         for message_id in message_ids:
-            self._observer.unanswered(message_id)
             self._open.pop(message_id, None)
         request = PullAppMessagesRequest(message_ids=message_ids)
         self._bulk("grid-give-up", request, request.SerializeToString())
+
+    def _instead_of_silent(self, message_ids: Iterable[str], replies: Sequence[Message] = ()) -> list[Message]:
+        """Errors in the place of answers that are not waited for any longer, since their nodes are silent."""
+        awaited = {one: self._open[one].metadata for one in message_ids if one in self._open}
+        self._all_nodes()
+        receivers = {metadata.dst_node_id for metadata in awaited.values()}
+        silent = {node: seconds for node, seconds in self._silent.items() if node in receivers}
+        others = bool(receivers - silent.keys()) or any(reply.has_content() for reply in replies)
+        left_out = self._left_out(silent, others=others)
+        self._outages.waiting({node: seconds for node, seconds in silent.items() if node not in left_out})
+        lost = {one: metadata for one, metadata in awaited.items() if metadata.dst_node_id in left_out}
+        self._give_up(set(lost))
+        errors = []
+        for message_id, metadata in lost.items():
+            reason = f"{LEFT_OUT} for {silent[metadata.dst_node_id]:.0f} s"
+            self._observer.unanswered(message_id, reason)
+            errors.append(_error_reply(_reply_metadata(metadata), ErrorCode.NODE_UNAVAILABLE, reason))
+        return errors
 
     def note_model(self, arrays: ArrayRecord, number: int) -> None:
         """Take `arrays` for the global model after round `number`."""
@@ -455,6 +564,21 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
 
 def _refused(reply: Message, fault: str) -> Message:
     return _error_reply(reply.metadata, ErrorCode.MOD_FAILED_PRECONDITION, fault)
+
+
+def _reply_metadata(asked: Metadata) -> Metadata:
+    """Of an answer to the message, as the node would have given it."""
+    return Metadata(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=asked.dst_node_id,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=asked.created_at,
+        ttl=asked.ttl,
+        message_type=asked.message_type,
+    )
 
 
 def _error_reply(metadata: Metadata, code: int, reason: str) -> Message:

@@ -1,6 +1,6 @@
 """What a ServerApp process is to do, as a file in its run folder: the process starts before that is known.
 
-Written once by the backend, read once by `serverapp.py`, before any code of the project's owner has run there.
+Written by the backend for each process, read once by `serverapp.py`, before any code of the project's owner runs in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from federator.contract import OutagePolicy
+
 from hub_service.aggregators.base import ServerAppSpec
+from hub_service.domain.projects import GRACE_S
 
 PLAN_FILE = "plan.json"
 
@@ -22,7 +25,7 @@ class Plan:
 
     Attributes:
         runtime_api_address: host:port of the SuperLink, as the ServerApp sees it.
-        flower_run_id, nodes, wait_s, compare: as in `ServerAppSpec`.
+        flower_run_id, nodes, wait_s, compare, on_outage, grace_s: as in `ServerAppSpec`.
     """
 
     runtime_api_address: str
@@ -30,10 +33,17 @@ class Plan:
     nodes: tuple[int, ...]
     wait_s: float
     compare: bool
+    on_outage: OutagePolicy = OutagePolicy.WAIT
+    grace_s: float = GRACE_S
 
     @classmethod
     def of(cls, spec: ServerAppSpec, address: str) -> Plan:
-        return cls(address, spec.flower_run_id, spec.node_ids, spec.wait_s, spec.compare)
+        return cls(address, spec.flower_run_id, spec.node_ids, spec.wait_s, spec.compare, spec.on_outage, spec.grace_s)
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove the plan of a process that was lost, before another one is started. Raises OSError."""
+        (folder / PLAN_FILE).unlink(missing_ok=True)
 
     def write(self, folder: Path) -> None:
         """Put the plan into the run folder, whole at once; a folder that has one already keeps it. Follows no link.
@@ -55,4 +65,6 @@ class Plan:
             fields = json.loads((folder / PLAN_FILE).read_text())
         except FileNotFoundError:
             return None
-        return cls(**{**fields, "nodes": tuple(fields["nodes"])})
+        return cls(
+            **{**fields, "nodes": tuple(fields["nodes"]), "on_outage": OutagePolicy(fields["on_outage"])},
+        )

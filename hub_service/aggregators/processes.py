@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from pathlib import Path
 
 import httpx
+from federator.logs import FORMAT_VARIABLE, PROJECT_VARIABLE, RUN_VARIABLE
 
 from hub_service.aggregators.base import Endpoint
 from hub_service.domain.errors import Unavailable
@@ -30,11 +32,12 @@ _PROBE_TIMEOUT = httpx.Timeout(5.0)
 _LOG_LINES = 5
 
 
-def superlink_arguments(host: str, port: int, node_ids: str) -> list[str]:
-    """For `superlink_process`: the file of its nodes' ids, and the file of node ids, and Flower's own arguments."""
+def superlink_arguments(host: str, port: int, node_ids: str, run_id: str | None = None) -> list[str]:
+    """For `superlink_process`: the file of its nodes' ids, Flower's id of our run, and Flower's own arguments."""
     return [
         "--node-ids",
         node_ids,
+        *([] if run_id is None else ["--run-id", str(flower_run_id(run_id))]),
         "--insecure",
         "--host",
         host,
@@ -46,14 +49,27 @@ def superlink_arguments(host: str, port: int, node_ids: str) -> list[str]:
     ]
 
 
+def flower_run_id(run_id: str) -> int:
+    """Flower's id of our run: the same at each SuperLink that serves it."""
+    return int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8], "big") >> 1 or 1
+
+
 def serverapp_arguments(run_folder: str) -> list[str]:
     """For `serverapp`: the run folder as that process sees it. What it is to do comes to stand there."""
     return ["--run-folder", run_folder]
 
 
-def environment(home: str) -> dict[str, str]:
-    """What both processes are told. `home` is a folder that they may write to, as they see it."""
+def environment(home: str, project_id: str = "", run_id: str | None = None) -> dict[str, str]:
+    """What both processes are told.
+
+    Args:
+        home: a folder that they may write to, as they see it.
+        project_id, run_id: what the lines of their logs are about.
+    """
     return {
+        PROJECT_VARIABLE: project_id,
+        RUN_VARIABLE: run_id or "",
+        FORMAT_VARIABLE: os.environ.get(FORMAT_VARIABLE, ""),
         "HOME": home,
         "FLWR_HOME": f"{home}/flower",
         "FLWR_TELEMETRY_ENABLED": "0",

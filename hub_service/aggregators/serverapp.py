@@ -12,15 +12,19 @@ run:
 
 The global model of a round is seen in the next message that carries it: the evaluate message of the round, or the
 train message of the next. The last one, where no message follows, is taken from what `Strategy.start` returns.
+
+Where the run folder has events already, an earlier process of this run was lost. Then the run goes on behind the last
+round that was finished: `checkpoint.py` and `strategy_calls.py` say how. A process whose SuperLink is gone ends without
+a last word, and is begun anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import signal
 import sys
@@ -33,6 +37,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from federator import logs
+from federator.contract import OutagePolicy
+from federator.logs import LogFormat
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.cli.install import install_from_fab
 from flwr.common.config import get_fused_config_from_dir, get_project_config
@@ -45,7 +52,6 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.serverapp import ServerApp
 from flwr.serverapp.server_app import LoadServerAppError
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -55,7 +61,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from hub_service.aggregators.events import MODEL_FILE, EventFile, round_model_file
+from hub_service.aggregators.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    FinishedPhase,
+    Place,
+    seed_generators,
+)
+from hub_service.aggregators.events import MODEL_FILE, EventFile, read_events, round_model_file
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.mapped_array import numpy_view
 from hub_service.aggregators.model_file import ModelWriter, keep_model, write_model
@@ -70,7 +83,8 @@ from hub_service.aggregators.observing_grid import (
 )
 from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.processes import NICENESS
-from hub_service.domain.runs import WIRE_PRECISION_KEY, WirePrecision
+from hub_service.aggregators.strategy_calls import Calls, StrategyCalls
+from hub_service.domain.runs import WIRE_PRECISION_KEY, EventKind, WirePrecision
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +92,10 @@ _log = logging.getLogger(__name__)
 _NODES_WAIT_S, _PLAN_WAIT_S = 0.03, 0.01
 # How long to wait for a plan, in seconds: a SuperLink may take a minute to come up, and its service may be restarted.
 PLAN_PATIENCE_S = 600.0
+FINISHED, FAILED, GONE = 0, 1, 3
+"""Exit statuses; the last one for a process whose SuperLink is gone."""
+
+_PHASES = (FEDERATED, ALONE, COMPARE)
 # What the apps of projects import. Not all are installed everywhere.
 _PRELOADED = ("torch",)
 
@@ -115,94 +133,154 @@ class App:
         return text
 
 
-def run_phases(app: App, grid: ObservingGrid, observer: Observer, plan: Plan) -> None:
-    """Run the app through all phases. Raises what the federated phase raises; later phases only report."""
-    observer.enter(FEDERATED)
-    grid.show(plan.nodes)
-    with _results_told_to(grid):
-        app.run(grid)
-        if not plan.compare:
-            return
-        evaluate = grid.last_evaluate
-        models = {FEDERATED: grid.model}
+class Phases:
+    """The phases of one run, each gone through once, whatever was lost in between.
+
+    Args:
+        found: what an earlier process had come to; None: there was none, or nothing was finished.
+    """
+
+    def __init__(
+        self, app: App, grid: ObservingGrid, observer: Observer, checkpoints: Checkpoints, found: Checkpoint | None
+    ) -> None:
+        self._app = app
+        self._grid = grid
+        self._observer = observer
+        self._checkpoints = checkpoints
+        self._found = found
+        self._place = found.place if found else Place()
+        self._unkept = ""  # why no state is kept, or not all of it
+
+    def run(self, plan: Plan) -> None:
+        """Raises what the federated phase raises; later phases only report."""
+        if not self._is_finished(FEDERATED):
+            self._go_through(FEDERATED, 0, plan.nodes)
+            if not plan.compare:
+                return
+            if evaluate := self._grid.last_evaluate:
+                self._place.evaluate = evaluate.content, evaluate.metadata.message_type
+            self._finish()
         if len(plan.nodes) > 1:
-            models |= _train_alone(app, grid, observer, plan.nodes)
-    observer.enter(COMPARE)
-    grid.show(plan.nodes)
-    if evaluate is None:
-        observer.note("the app sends no evaluate messages: there is nothing to compare the models by")
-        return
-    for name, model in models.items():
-        if model is not None:
-            _score(name, model, evaluate, grid, observer, plan.nodes)
+            self._train_alone(plan.nodes)
+        self._compare(plan.nodes)
 
+    def _is_finished(self, phase: str, node: int = 0) -> bool:
+        return any((one.phase, one.node) == (phase, node) for one in self._place.finished)
 
-def _train_alone(
-    app: App, grid: ObservingGrid, observer: Observer, nodes: Sequence[int]
-) -> dict[str, ArrayRecord | None]:
-    models: dict[str, ArrayRecord | None] = {}
-    for node in nodes:
-        observer.enter(ALONE, node)
-        grid.show([node])
+    def _go_through(self, phase: str, node: int, nodes: Sequence[int]) -> None:
+        """Run the app in this phase. Raises what the app raises."""
+        calls = self._begin(phase, node, nodes)
+        followed = StrategyCalls(calls, self._keep, self._grid.note_result)
+        with followed.followed():
+            self._app.run(self._grid)
+
+    def _begin(self, phase: str, node: int, nodes: Sequence[int]) -> Calls:
+        """Enter the phase; return what was known of its calls where it had been entered before."""
+        found, self._found = self._found, None
+        seed_generators([*self._checkpoints.seed(), _PHASES.index(phase), *divmod(node, 2**32)])
+        self._grid.show(nodes)
+        if found is not None and (found.place.phase, found.place.node) == (phase, node):
+            self._grid.go_on(found.place.rounds)
+            calls: Calls = found.calls()
+            return calls
+        self._observer.enter(phase, node)
+        self._place.phase, self._place.node, self._place.round, self._place.rounds = phase, node, 0, 0
+        return Calls()
+
+    def _finish(self, *, with_model: bool = True) -> None:
+        """Note that the present phase is over."""
+        place = self._place
+        place.finished.append(FinishedPhase(place.phase, place.node, self._grid.model if with_model else None))
+        self._keep(Calls(), place.round)
+
+    def _keep(self, calls: Calls, number: int) -> None:
+        """Keep a state behind this round. Where that cannot be, the run goes on, and says so once."""
+        self._place.round, self._place.rounds = number, max(number, self._grid.rounds)
         try:
-            app.run(grid)
-        except TooFewSites as error:
-            observer.note(f"this app cannot run with one site: {error}")
-            break
-        except Exception as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
-            _log.exception("training alone on node %d", node)
-            observer.note(f"this site could not train alone: {app.explain(error)}")
-        else:
-            models[str(node)] = grid.model
-    return models
+            self._checkpoints.write(self._place, calls)
+        except OSError as error:
+            self._note_unkept(f"this round's state could not be kept: {error.strerror}")
+        except Exception as error:  # noqa: BLE001 - the owner's classes may refuse to be pickled in any way
+            names = ", ".join(calls.leave_out_what_cannot_be_kept())
+            if not names:
+                _log.exception("no state is kept")
+                self._note_unkept(f"this round's state could not be kept: {type(error).__name__}")
+                return
+            self._note_unkept(f"if the aggregator is lost, the strategy begins anew with its {names}")
+            self._keep(calls, number)
+
+    def _note_unkept(self, text: str) -> None:
+        if text != self._unkept:
+            self._unkept = text
+            self._observer.note(text)
+
+    def _train_alone(self, nodes: Sequence[int]) -> None:
+        for node in nodes:
+            if self._is_finished(ALONE, node):
+                continue
+            try:
+                self._go_through(ALONE, node, [node])
+            except TooFewSites as error:
+                self._observer.note(f"this app cannot run with one site: {error}")
+                return
+            except (httpx.TransportError, RunNotRunningException):
+                raise
+            except Exception as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
+                _log.exception("training alone on node %d", node)
+                self._observer.note(f"this site could not train alone: {self._app.explain(error)}")
+                self._finish(with_model=False)
+            else:
+                self._finish()
+
+    def _compare(self, nodes: Sequence[int]) -> None:
+        self._begin(COMPARE, 0, nodes)
+        if self._place.evaluate is None:
+            self._observer.note("the app sends no evaluate messages: there is nothing to compare the models by")
+            return
+        for one in self._place.finished:
+            if one.model is not None:
+                name = FEDERATED if one.phase == FEDERATED else str(one.node)
+                _score(name, one.model, self._place.evaluate, self._grid, self._observer, nodes)
 
 
 def _score(
-    name: str, model: ArrayRecord, evaluate: Message, grid: ObservingGrid, observer: Observer, nodes: Sequence[int]
+    name: str,
+    model: ArrayRecord,
+    evaluate: tuple[RecordDict, str],
+    grid: ObservingGrid,
+    observer: Observer,
+    nodes: Sequence[int],
 ) -> None:
     """Send the evaluate message with `model` in it to every node, and report what each makes of it."""
-    content = evaluate.content
+    content, message_type = evaluate
     key = max(content.array_records, key=lambda key: size_of_record(content.array_records[key]))
     record = RecordDict({other: model if other == key else value for other, value in content.items()})
-    messages = [Message(record, node, evaluate.metadata.message_type) for node in nodes]
+    messages = [Message(record, node, message_type) for node in nodes]
     for reply in grid.send_and_receive(messages):
         if reply.has_content():
             observer.score(name, reply.metadata.src_node_id, metrics_of(reply.content), counts_of(reply.content))
 
 
-@contextmanager
-def _results_told_to(grid: ObservingGrid) -> Iterator[None]:
-    """While this is open, the grid hears what arrays each `Strategy.start` ends with.
+def wait_for_nodes(grid: ObservingGrid, observer: Observer, plan: Plan, *, again: bool) -> None:
+    """Return when all nodes are connected. Raises RunFailed, naming the missing ones, after `plan.wait_s`.
 
-    Without an evaluate message after the last round nothing else shows them.
+    Args:
+        again: the run had been under way. Then nobody is there to see that it fails, and the project's policy says how
+            long sites are waited for: after a reboot it may take them a night to come back.
     """
-    start = Strategy.start
-
-    @functools.wraps(start)
-    def telling_start(self: Strategy, *args: Any, **kwargs: Any) -> Any:
-        result = start(self, *args, **kwargs)
-        grid.note_result(result.arrays)
-        return result
-
-    Strategy.start = telling_start  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Strategy.start = start  # type: ignore[method-assign]
-
-
-def wait_for_nodes(grid: ObservingGrid, observer: Observer, plan: Plan) -> None:
-    """Return when all nodes are connected. Raises RunFailed, naming the missing ones, after `plan.wait_s`."""
-    deadline = time.monotonic() + plan.wait_s
+    patience_s = plan.wait_s
+    if again:
+        patience_s = math.inf if plan.on_outage is OutagePolicy.WAIT else plan.grace_s
+    deadline = time.monotonic() + patience_s
     reported: list[int] = []
     while missing := sorted(set(plan.nodes) - grid.online()):
         if missing != reported:
             observer.waiting(missing)
             reported = missing
         if time.monotonic() > deadline:
-            raise RunFailed(
-                f"not all sites connected within {plan.wait_s:g} s; missing: {', '.join(map(str, missing))}"
-            )
+            if again and plan.on_outage is OutagePolicy.CONTINUE:
+                return
+            raise RunFailed(f"not all sites connected within {patience_s:g} s; missing: {', '.join(map(str, missing))}")
         time.sleep(_NODES_WAIT_S)
 
 
@@ -252,8 +330,12 @@ def wire_precision(config: Mapping[str, object]) -> WirePrecision:
         raise RunFailed(f"the app's config has {WIRE_PRECISION_KEY} = {said!r}; it may be {allowed}") from error
 
 
-def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
-    """The whole run; True if it finished. Whatever goes wrong becomes one FAILED event."""
+def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False) -> int:
+    """The whole run; the process's exit status. What goes wrong is one FAILED event; a SuperLink that is gone, none.
+
+    Args:
+        again: another process of this run was lost.
+    """
 
     def write(arrays: Mapping[str, NDArray[Any]], number: int) -> None:
         metadata = {"round": str(number), "flower-run-id": str(plan.flower_run_id)}
@@ -273,22 +355,24 @@ def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
     grid: ObservingGrid | None = None
     failure = ""
     try:
-        token = acquire_task(plan.runtime_api_address, plan.flower_run_id)
         mailbox = Mailbox(folder)
-        grid = ObservingGrid(plan.runtime_api_address, token, observer, save, mailbox)
+        checkpoints = Checkpoints(folder, mailbox)
+        found = _found(folder, checkpoints, mailbox, observer) if again else None
+        token = acquire_task(plan.runtime_api_address, plan.flower_run_id)
+        grid = ObservingGrid(plan.runtime_api_address, token, observer, save, mailbox, plan.on_outage, plan.grace_s)
         with _heartbeats(grid):
             app = unpack_app(grid, folder)
             mailbox.half = wire_precision(app.context().run_config) is WirePrecision.HALF
-            wait_for_nodes(grid, observer, plan)
+            wait_for_nodes(grid, observer, plan, again=again)
             if mailbox.half:
                 observer.note("models travel in half precision")
-            run_phases(app, grid, observer, plan)
+            Phases(app, grid, observer, checkpoints, found).run(plan)
             models.wait()
     except (KeyboardInterrupt, RunNotRunningException):
         failure = "the run was stopped"
     except httpx.TransportError:
         _log.exception("the SuperLink is gone")
-        failure = "the aggregator's SuperLink does not answer any more; start the run again"
+        return GONE
     except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         _log.exception("the run failed")
         failure = app.explain(error) if app else f"{type(error).__name__}: {error}"
@@ -296,9 +380,23 @@ def execute(plan: Plan, folder: Path, observer: Observer) -> bool:
         _report_end(grid, failure)
     if failure:
         observer.failed(failure)
-        return False
+        return FAILED
     observer.finished()
-    return True
+    return FINISHED
+
+
+def _found(folder: Path, checkpoints: Checkpoints, mailbox: Mailbox, observer: Observer) -> Checkpoint | None:
+    """What the process that was lost had come to. Says so before anything else happens."""
+    mailbox.empty()
+    found = checkpoints.read()
+    place = found.place if found else Place()
+    begun, _ = read_events(folder)
+    observer.resume(place.phase, place.node, place.rounds)
+    if found is None and any(one.kind is EventKind.SENT and one.round > 1 for one in begun):
+        observer.note(
+            "the aggregator was lost; this app goes through its rounds by itself, so it begins again with the first"
+        )
+    return found
 
 
 @contextmanager
@@ -352,21 +450,23 @@ def parse_arguments(arguments: Sequence[str]) -> Path:
 
 def main() -> int:
     """Called by `python -m`, and in a fork of `template_process`."""
-    logging.basicConfig(level=logging.INFO)
+    logs.begin_process(os.environ)
+    logs.set_up(LogFormat.TEXT)  # members read it
     logging.getLogger("flwr").propagate = False  # it writes to the same log by a handler of its own
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request says nothing
     # Flower's heartbeat interrupts this process; one started in the background may have inherited SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = parse_arguments(sys.argv[1:])
     os.nice(NICENESS)
-    observer = Observer(EventFile(folder).write, time.time)
+    events = EventFile(folder)
+    observer = Observer(events.write, time.time)
     preload()
     try:
         plan = wait_for_plan(folder)
     except RunFailed as error:
         observer.failed(str(error))
-        return 1
-    return 0 if execute(plan, folder, observer) else 1
+        return FAILED
+    return execute(plan, folder, observer, again=events.begun)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Flower's Control API, as far as we use it. The API has no authentication: no tenant may reach it.
+"""Flower's Control API, as far as we use it, and a path of ours. The API has no authentication: no tenant may reach it.
 
 Called by `hub_service.reconciler` (runs and nodes) and by `hub_service.gateway` (node ids).
 """
@@ -6,9 +6,11 @@ Called by `hub_service.reconciler` (runs and nodes) and by `hub_service.gateway`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 import httpx
+from federator.framing import pack
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -65,6 +67,22 @@ class SuperLink:
             return node_id
         return answer.node_id
 
+    async def give_key(self, node_id: int, public_key: bytes) -> None:
+        """Let the node with this id have this key: a client that comes back with a new one is the same node.
+
+        The node is registered where it is not known, or was taken out.
+
+        Raises:
+            Invalid: not a public key on a NIST elliptic curve.
+            Conflict: the key is another node's.
+        """
+        content = pack([str(node_id).encode(), flower_form(public_key)], {})
+        response = await self._post("/v1/bulk/give-key", content)
+        if response.status_code == HTTPStatus.BAD_REQUEST:
+            raise Conflict("Another node of the project has this key.", "Make a new key pair for each participation.")
+        if response.is_error:
+            raise _not_done("give-key", response)
+
     async def node_id(self, public_key: bytes) -> int | None:
         """The id of the node registered with this key, or None."""
         key = flower_form(public_key)
@@ -109,27 +127,32 @@ class SuperLink:
                 raise _refused(error) from error
 
     async def _call(self, operation: str, request: Message, answer_type: type[_Answer]) -> _Answer:
+        response = await self._post(f"/v1/control/{operation}", request.SerializeToString())
+        if response.is_error:
+            raise FlowerError.from_json(response.text) or _not_done(operation, response)
+        answer: _Answer = answer_type()
+        answer.ParseFromString(response.content)
+        return answer
+
+    async def _post(self, path: str, content: bytes) -> httpx.Response:
         headers = {"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE}
         try:
             async with self._endpoint.client(timeout=_CALL_TIMEOUT) as client:
-                response = await client.post(
-                    f"/v1/control/{operation}", content=request.SerializeToString(), headers=headers
-                )
+                return await client.post(path, content=content, headers=headers)
         except httpx.TransportError as error:
             raise Unavailable(
                 "The project's aggregator does not answer.",
                 "Try again; if it stays so, ask the Hub's administrators.",
-                debug=f"{operation}: {error!r}",
+                debug=f"{path}: {error!r}",
             ) from error
-        if response.is_error:
-            raise FlowerError.from_json(response.text) or Unavailable(
-                "The project's aggregator could not do what it was asked.",
-                "Try again; if it stays so, ask the Hub's administrators.",
-                debug=f"{operation}: HTTP {response.status_code}",
-            )
-        answer: _Answer = answer_type()
-        answer.ParseFromString(response.content)
-        return answer
+
+
+def _not_done(operation: str, response: httpx.Response) -> Unavailable:
+    return Unavailable(
+        "The project's aggregator could not do what it was asked.",
+        "Try again; if it stays so, ask the Hub's administrators.",
+        debug=f"{operation}: HTTP {response.status_code}",
+    )
 
 
 def _refused(error: FlowerError) -> Invalid:

@@ -1,6 +1,6 @@
 """A project's SuperLink: Flower's own, with more paths for messages whose arrays travel beside them.
 
-    python -m hub_service.aggregators.superlink_process --node-ids FILE [--unix-socket PATH] <of flower-superlink>
+    python -m hub_service.aggregators.superlink_process --node-ids FILE [--run-id N] [--unix-socket PATH] <more>
 
 Through Flower's paths a message costs a dozen small requests: its envelope, its run, each of its objects, its receipt.
 Below `/v1/bulk/` one request does, in the frames of `federator.framing`, and model data do not pass here at all: they
@@ -12,7 +12,9 @@ own handlers and state, after Flower's own checks of who asks and whether the ru
                                                     -> [PullMessagesResponse, GetRunResponse, letter]; 204: nothing yet
     push        it answers it                       [PushMessagesRequest, file of its answer or nothing]
                                                     -> ["kept" or nothing]; nothing: the file is not wanted
-    grid-nodes  the ServerApp asks who is here      GetNodesRequest -> [GetNodesResponse, ids of those with letters]
+    give-key    the service lets a node have a key  [node id, public key] -> [node id]; 400: another node's key
+    grid-nodes  the ServerApp asks who is here      GetNodesRequest -> [GetNodesResponse, ids of those with letters,
+                                                    seconds of silence of each that is away, by its id]
     grid-push   it sends messages                   [PushAppMessagesRequest, letters] objects of those without a letter
                                                     -> [PushAppMessagesResponse]
     grid-pull   it takes the replies                PullAppMessagesRequest
@@ -51,6 +53,8 @@ from typing import Any, TypeVar, cast
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
+from fastapi.exception_handlers import http_exception_handler
+from federator import logs
 from federator.framing import pack, split, unpack
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
@@ -67,6 +71,7 @@ from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.dependencies.version import VersionDependency
 from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, iterate_object_tree
+from flwr.supercore.logger import FLOWER_LOGGER
 from flwr.superlink import main as superlink_main
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
@@ -94,12 +99,16 @@ _ROUTINE = (
     "online",
     "pull",
     "push",
+    "give-key",
     "grid-nodes",
     "grid-push",
     "grid-pull",
     "grid-give-up",
 )  # not worth a line in the log
 _STOCK_PUSHES = "/v1/fleet/push-"
+
+# What Flower's handlers raise for a request that is well-formed and makes no sense.
+_ODD_REQUEST = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 _Request = TypeVar("_Request", bound=Message)
 _Result = TypeVar("_Result")
@@ -149,6 +158,7 @@ class BulkPaths:
             "online": self._online,
             "pull": self._pull,
             "push": self._push,
+            "give-key": self._give_key,
             "grid-nodes": self._grid_nodes,
             "grid-push": self._grid_push,
             "grid-pull": self._grid_pull,
@@ -179,6 +189,8 @@ class BulkPaths:
             answer = await operation(request, body)
         except (ValueError, DecodeError) as error:  # what the handlers and the framing say of a malformed request
             raise HTTPException(400, str(error)) from error
+        except _ODD_REQUEST as error:
+            raise _refusal_of(error) from error
         return Response(answer, 200 if answer else 204, media_type=MEDIA_TYPE)
 
     async def _body(self, request: Request) -> bytes:
@@ -274,13 +286,22 @@ class BulkPaths:
         if handed is not None and handed.envelope.messages_list[0].metadata.message_id == message_id:
             del self._handed[node_id]
 
+    # --- for the service
+
+    async def _give_key(self, _: Request, body: bytes) -> bytes:
+        """As Flower's Control API, this asks nobody who they are: no tenant may reach it."""
+        node_id, key = _parts(body, 2)
+        self._state().give_key(int(node_id), key)
+        return pack([node_id], {})
+
     # --- for the ServerApp
 
     async def _grid_nodes(self, request: Request, body: bytes) -> bytes:
         task = self._task(request)
         answer = runtime_handlers.get_nodes(_parsed(GetNodesRequest, body), self._state(), task)
         letter_nodes = [node.node_id for node in answer.nodes if node.node_id in self._letter_nodes]
-        return pack([answer.SerializeToString(), json.dumps(letter_nodes).encode()], {})
+        away = json.dumps(self._state().silent_nodes())
+        return pack([answer.SerializeToString(), json.dumps(letter_nodes).encode(), away.encode()], {})
 
     async def _grid_push(self, request: Request, body: bytes) -> bytes:
         task = self._task(request)
@@ -376,6 +397,21 @@ class BulkPaths:
         return cast(LinkState, self._app.state.linkstate_factory.state())
 
 
+def _refusal_of(error: Exception) -> HTTPException:
+    """For what Flower's handlers raise where a node's request names a run that is not here, or is not whole."""
+    if isinstance(error, KeyError):
+        return HTTPException(403, "The run is not here.")
+    return HTTPException(400, "The body is not the message that this path takes.")
+
+
+async def _refuse_odd_request(request: Request, error: Exception) -> Response:
+    """For Flower's own paths. An error in what is not asked by nodes stays one."""
+    if not request.url.path.startswith("/v1/fleet/"):
+        raise error
+    log(WARNING, "%s: refused after %s: %s", request.url.path, type(error).__name__, error)
+    return await http_exception_handler(request, _refusal_of(error))
+
+
 def _wait_s(request: Request) -> float:
     name, _, value = request.headers.get("prefer", "").partition("=")
     return min(float(value), LONGEST_WAIT_S) if name == "wait" else 0.0
@@ -467,20 +503,25 @@ def main() -> None:
     """Run `flower-superlink` with the bulk paths. Flower takes its app and its state's class when it starts."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--node-ids", type=Path, required=True)
+    options.add_argument("--run-id", type=int)
     options.add_argument("--unix-socket", type=Path)
     ours, theirs = options.parse_known_args()
     os.nice(NICENESS)
+    logs.take_over(FLOWER_LOGGER, logs.begin_process(os.environ))
     sys.argv[1:] = [*theirs, "--database", FLWR_IN_MEMORY_DB_NAME]
     create_app = superlink_main.create_app
 
     def create_app_with_bulk_paths(*arguments: Any) -> ASGIApp:
-        paths = BulkPaths(create_app(*arguments))
+        app = create_app(*arguments)
+        for kind in _ODD_REQUEST:
+            app.add_exception_handler(kind, _refuse_odd_request)
+        paths = BulkPaths(app)
         _close_when_asked_to_end(paths)
         return ServerAppEntrance(paths) if ours.unix_socket else paths
 
     http_logging.ROUTINE_ACCESS_PATHS |= {PREFIX + operation for operation in _ROUTINE}
     superlink_main.create_app = create_app_with_bulk_paths  # type: ignore[assignment]
-    setattr(linkstate_factory, InMemoryLinkState.__name__, LinkState.with_node_ids_in(ours.node_ids))
+    setattr(linkstate_factory, InMemoryLinkState.__name__, LinkState.with_node_ids_in(ours.node_ids, ours.run_id))
     if ours.unix_socket:
         _listen_also_at(ours.unix_socket)
     flower_superlink()

@@ -8,6 +8,7 @@ and what to do.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import warnings
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import nbformat
 from federator.contract import Cell, DeclaredOutput
 
 from hub_service.apps.advice import CellRun, warn_of_gpu, warn_of_order
@@ -126,8 +126,18 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
     )
 
 
+def preload() -> None:
+    """Import what reading a notebook takes: half of all that the service imports, and of its pause when it restarts.
+
+    Called by `hub_service.app` in a thread, once the service answers.
+    """
+    importlib.import_module("nbformat")
+
+
 def _load(content: bytes) -> dict[str, Any]:
     """Return the notebook in the current notebook format."""
+    import nbformat  # see `preload`
+
     if len(content) > MAX_NOTEBOOK_BYTES:
         raise TooLarge(
             f"The notebook has {len(content) / 2**20:.1f} MB; at most {MAX_NOTEBOOK_BYTES // 2**20} MB are taken.",

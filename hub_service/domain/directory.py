@@ -24,3 +24,6 @@ class HubUser:
 class HubDirectory(Protocol):
     async def user(self, name: str) -> HubUser | None:
         """The Hub's user of exactly this name, or None. Raises Unavailable if the Hub does not answer."""
+
+    async def people_of(self, site: str) -> frozenset[str]:
+        """Names of the people who belong to a site now. Raises Unavailable if the Hub does not answer."""

@@ -7,7 +7,10 @@
     ├── Invalid                         what was sent cannot be used (InvalidNotebook, InvalidApp are in `apps`)
     ├── Conflict                        right in itself, but not in the present state
     ├── TooLarge                        over a limit that the text names
+    ├── TooMany                         asked too often; `retry_after_s` says when to come again
     └── Unavailable                     a part of the system does not answer; trying again may help
+        └── DatabaseUnavailable         nothing was changed, nothing can be read: whoever has time tries again
+            └── DatabaseInUse           another service has the database
 
 `web.error_map` gives each code its HTTP status; a test holds that the map is complete.
 """
@@ -24,6 +27,7 @@ class ErrorCode(StrEnum):
     INVALID = "invalid"
     CONFLICT = "conflict"
     TOO_LARGE = "too-large"
+    TOO_MANY = "too-many"
     UNAVAILABLE = "unavailable"
 
 
@@ -69,5 +73,30 @@ class TooLarge(FederationError):
     code = ErrorCode.TOO_LARGE
 
 
+class TooMany(FederationError):
+    """Asked too often.
+
+    Args:
+        retry_after_s: whole seconds after which it is worth to ask again.
+    """
+
+    code = ErrorCode.TOO_MANY
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, f"Wait {retry_after_s} s, then try again.")
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(FederationError):
     code = ErrorCode.UNAVAILABLE
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer, cannot be written, or has no room. What was asked of it has not happened.
+
+    Raised by the store, whatever is asked. What works in the background (runs, notices) waits and tries again.
+    """
+
+
+class DatabaseInUse(DatabaseUnavailable):
+    """Another service has the database, such as one that a Hub left behind. Free once that one has ended."""

@@ -6,7 +6,7 @@ typed, no error text and no secret: mail is read by others. Sent by `hub_service
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +23,8 @@ class NoticeKind(StrEnum):
     APPROVAL_ENDING = "approval-ending"
     INVITED = "invited"
     RUN_ENDED = "run-ended"
+    SITE_SILENT = "site-silent"
+    PROJECT_DELETED = "project-deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,34 @@ def invited(project: Project, user: str, by: str) -> Notice:
     )
 
 
+def site_silent(project: Project, run: Run, sites: str) -> Notice:
+    """To who started the run and the project's owner: the grace time is over, and the run waits for sites."""
+    return Notice(
+        NoticeKind.SITE_SILENT,
+        project.id,
+        project.name,
+        f"{project.name}: run {run.number} waits for {sites}",
+        f"Run {run.number} of {project.name} has heard nothing of {sites} for {run.grace_s:g} s, in round {run.round} "
+        f"of {run.rounds}. It goes on when the site is back. The project's page has the details.",
+        users=_once(run.started_by, project.owner),
+        page=("projects", project.id),
+    )
+
+
+def site_left_out(project: Project, run: Run, site: str) -> Notice:
+    """To the same: the round goes on without a site."""
+    return Notice(
+        NoticeKind.SITE_SILENT,
+        project.id,
+        project.name,
+        f"{project.name}: run {run.number} goes on without {site}",
+        f"Run {run.number} of {project.name} has heard nothing of {site} for {run.grace_s:g} s, and went on without it "
+        f"in round {run.round} of {run.rounds}. The site takes part again when it is back.",
+        users=_once(run.started_by, project.owner),
+        page=("projects", project.id),
+    )
+
+
 def run_ended(project: Project, run: Run) -> Notice:
     """To who started the run and the project's owner. Why it failed stands on the page only."""
     outcome = {RunStatus.FINISHED: "has finished", RunStatus.FAILED: "has failed"}.get(run.status, "was stopped")
@@ -132,6 +162,19 @@ def run_ended(project: Project, run: Run) -> Notice:
         "The project's page has the details.",
         users=_once(run.started_by, project.owner),
         page=("projects", project.id),
+    )
+
+
+def project_deleted(project: Project, by: str, users: Iterable[str]) -> Notice:
+    """To its members and whom it had invited, but for who did it."""
+    return Notice(
+        NoticeKind.PROJECT_DELETED,
+        project.id,
+        project.name,
+        f"{project.name} is deleted",
+        f"{by} has deleted the federated project {project.name}, with its runs and models. "
+        "Flower clients that took part in it have ended.",
+        users=tuple(users),
     )
 
 

@@ -35,15 +35,18 @@ class Action(StrEnum):
     LEAVE = "leave"
     INVITE = "invite"
     REMOVE = "remove"
+    EDIT = "edit"
     ADD_APP = "add-app"
     START = "start"
     STOP = "stop"
+    DELETE = "delete"
 
 
 _MEMBER_ACTIONS = frozenset({Action.SEE, Action.SEE_RUNS, Action.DOWNLOAD, Action.JOIN, Action.LEAVE})
 
 ROLE_ACTIONS: Mapping[Role, frozenset[Action]] = {
-    Role.OWNER: _MEMBER_ACTIONS | {Action.INVITE, Action.REMOVE, Action.ADD_APP, Action.START, Action.STOP},
+    Role.OWNER: _MEMBER_ACTIONS
+    | {Action.INVITE, Action.REMOVE, Action.EDIT, Action.ADD_APP, Action.START, Action.STOP, Action.DELETE},
     Role.MEMBER: _MEMBER_ACTIONS,
     Role.INVITED: frozenset({Action.SEE, Action.JOIN, Action.DECLINE}),
 }
@@ -64,6 +67,7 @@ _ASK_FOR_SCOPE: Mapping[Scope, str] = {
     Scope.USE: "Ask the Hub's administrator for the role of a researcher.",
     Scope.APPROVE: "Log in on the Hub's page as a data steward; a notebook server's token cannot decide for a site.",
     Scope.ADMINISTER: "Ask the Hub's administrator.",
+    Scope.READ_METRICS: "Ask the Hub's administrator for a token with the scope read:metrics.",
 }
 
 
@@ -112,6 +116,19 @@ def require(principal: Principal, action: Action, project: Project | None, membe
     return role
 
 
+def require_deletion(principal: Principal, project: Project | None, membership: Member | None) -> Project:
+    """Return the project if the principal may delete it: its owner, or whoever looks after the service.
+
+    Raises as `require`.
+    """
+    if project is not None and Scope.ADMINISTER in principal.scopes:
+        return project
+    require(principal, Action.DELETE, project, membership)
+    if project is None:
+        raise no_such_project()
+    return project
+
+
 def _not_your_part(action: Action, role: Role, project: Project) -> Forbidden:
     if role is Role.INVITED:
         return Forbidden("You have not joined this project yet.", "Accept the invitation first.")
@@ -131,8 +148,7 @@ def allowed_actions(role: Role, *, takes_part: bool, has_app: bool, run_in_fligh
         ruled_out.add(Action.LEAVE)
     if run_in_flight or not has_app:
         ruled_out.add(Action.START)
-    if not run_in_flight:
-        ruled_out.add(Action.STOP)
+    ruled_out.add(Action.DELETE if run_in_flight else Action.STOP)
     return tuple(action for action in Action if action in ROLE_ACTIONS[role] - ruled_out)
 
 

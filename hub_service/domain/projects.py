@@ -110,3 +110,4 @@ class NodeGrant:
     # Hashes of the FABs that the node may fetch. None: a client kernel, which itself checks what its steward approved.
     fab_hashes: frozenset[str] | None = None
     largest_message: int | None = None  # bytes that the node may send in one message; None: the gateway's own limit
+    site: str = ""

@@ -79,6 +79,10 @@ MOST_COUNTS = 4096
 LARGEST_COUNT = 2**48
 
 
+# How the text of a REPLY begins where a silent site was not waited for any longer.
+LEFT_OUT = "left out: nothing was heard of this site"
+
+
 class EventKind(StrEnum):
     WAITING = "waiting"  # text: which nodes are missing
     PHASE = "phase"  # phase: "federated", "alone" (with node_id) or "compare"
@@ -86,6 +90,8 @@ class EventKind(StrEnum):
     REPLY = "reply"  # one node's answer, or its error
     MODEL = "model"  # the global model after a round was written: text = sha256, bytes, round
     SCORE = "score"  # a model ("federated", or the node id that trained alone) on a node's test data
+    # text: which nodes are waited for and silent ("" once there are none); seconds: the longest silence
+    OUTAGE = "outage"
     RESUMED = "resumed"  # begun anew behind `round` of `phase`: what was reported of later rounds of it is void
     FINISHED = "finished"
     FAILED = "failed"  # text: why, for a person

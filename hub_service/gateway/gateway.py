@@ -6,7 +6,9 @@ What the gateway adds to Flower's Fleet API:
     activate-node                       waits until the project's aggregator runs, and brings the node online there
     pull-messages                       long poll; an empty answer means "nothing yet". A message is handed out again
                                         until it is confirmed or answered, so that a lost connection loses no message
-    send-node-heartbeat                 answered here while no aggregator runs
+    send-node-heartbeat                 answered here while no aggregator runs. With `Prefer: wait` it is a long poll,
+                                        which a node at work keeps open: it hears at once that its right has ended, and
+                                        its own end is noticed at once
     bulk-pull                           ours: [PullMessagesRequest, names of the blobs that the node has]
                                         -> [PullMessagesResponse, GetRunResponse, letter] and the blobs it lacks
     bulk-push                           ours: [PushMessagesRequest], and the letter and blobs of an answer with content
@@ -15,7 +17,8 @@ What the gateway adds to Flower's Fleet API:
 Bodies of ours are in the frames of `federator.framing`, letters and blobs as in `federator.parcel`. Model data go from
 the run's files to the node and from the node to the run's files (`aggregators.mail`); the aggregator sees the rest.
 
-Refusals are statuses that Flower's nodes know: 401 the key opens nothing, 403 the run does not run, 503 try again.
+Refusals are statuses that Flower's nodes know: 401 the key opens nothing, 403 the run does not run, 429 and 503 try
+again; 429 says when, in Retry-After.
 Ours are 409, the aggregator has this key under another node id: activate again; and 507, the service's disk is full.
 """
 
@@ -25,13 +28,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
 from federator.contract import FLEET_LETTERS_HEADER, FLEET_WAITING_HEADER
@@ -41,6 +44,7 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
@@ -54,9 +58,10 @@ from hub_service.aggregators.base import AggregatorBackend, Endpoint
 from hub_service.aggregators.mail import NoSuchMail, open_mail
 from hub_service.aggregators.sessions import open_session
 from hub_service.aggregators.superlink import SuperLink
-from hub_service.domain.errors import Unavailable
+from hub_service.domain.errors import DatabaseUnavailable, Unavailable
 from hub_service.domain.projects import NodeGrant
-from hub_service.gateway.signature import SIGNATURE_HEADERS, NotSigned, signing_key
+from hub_service.gateway.signature import SIGNATURE_HEADERS, ClockOff, NotSigned, signing_key
+from hub_service.rate_limits import Counted, RateLimits
 from hub_service.site_stages import Stage
 
 log = logging.getLogger(__name__)
@@ -64,12 +69,16 @@ log = logging.getLogger(__name__)
 POLL_S = 20.0  # how long a poll is held that does not say how long it waits
 LONGEST_POLL_S = 50.0
 BODY_LIMIT = 2 * 1024**3  # bytes
+LONGEST_SILENCE_S = 60.0  # of a node in the middle of a request; a lost one asks anew
 
 MEDIA_TYPE = "application/protobuf"
 _FORWARDED_HEADERS = (*SIGNATURE_HEADERS, "content-type", "accept", "content-length")
 _VERSION_HEADER_PREFIX = "flwr-"
+_BACK_WITHIN_S = 2.0  # a node whose only poll was cut off and that is there has another by then
 _GRANT_AGE_S = 0.5  # how long a waiting poll goes on without asking whether its key is still good
-_ONLINE_AGE_S = 15.0  # a pull keeps the node online at the aggregator, should its own heartbeats fail
+# A pull keeps the node online at the aggregator, should its own heartbeats fail. Flower counts a node as lost that has
+# missed two intervals; a stock node names its own.
+_ONLINE_AGE_S, _ONLINE_INTERVAL_S = 8.0, 15
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _HANDED_AT_MOST = 3
 _LOOK_S = 10.0  # how long the aggregator holds one look for a message; it answers at once when one comes
@@ -77,6 +86,7 @@ _TIMEOUT = aiohttp.ClientTimeout(sock_connect=5.0, sock_read=60.0)
 _BULK_PATHS = {"bulk-online": "/v1/bulk/online", "bulk-pull": "/v1/bulk/pull", "bulk-push": "/v1/bulk/push"}
 
 _Request = TypeVar("_Request", bound=Message)
+_Told = TypeVar("_Told")
 
 
 class Refusal(Exception):
@@ -94,9 +104,26 @@ class KeyUnknown(Refusal):
         super().__init__(401, "This node's key opens no project here.")
 
 
+class WrongTime(Refusal):
+    """A stock SuperNode logs this; a client of ours reads the time from the answer and asks again."""
+
+    def __init__(self, age_s: float) -> None:
+        way = "behind" if age_s > 0 else "ahead of"
+        super().__init__(
+            401, f"The clock of this site is {abs(age_s):.0f} s {way} the Hub's: set it right. No request of it counts."
+        )
+
+
 class NotNow(Refusal):
     def __init__(self) -> None:
         super().__init__(503, "The project's aggregator does not answer; try again.")
+
+
+class NobodyKnows(Refusal):
+    """Whether the key is good stands in the database."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "The service's database does not answer; try again.")
 
 
 class NoRun(Refusal):
@@ -107,6 +134,13 @@ class NoRun(Refusal):
 class DiskFull(Refusal):
     def __init__(self) -> None:
         super().__init__(507, "The service's disk is full: it could not take this site's answer.")
+
+
+class TooOften(Refusal):
+    """Over a limit of `hub_service.rate_limits`."""
+
+    def __init__(self, wait_s: int) -> None:
+        super().__init__(429, "This node, or this site, asks too often.", {"Retry-After": str(wait_s)})
 
 
 class TooMuch(Refusal):
@@ -150,6 +184,7 @@ class _Session:
     node_id: int = 0
     online_at: float = 0.0
     polls: int = 0  # that are open
+    opened: int = 0  # polls so far
     working: bool = False
     handed: _Handed | None = None
     pushed: int = 0  # bytes of the answer that a stock node sends in pieces
@@ -193,6 +228,8 @@ class Gateway:
         moved: told how far a participation's present message has come, each time that it comes further.
         longest_poll_s: how long a poll is held at most, in seconds.
         body_limit: bytes of one request's body.
+        longest_silence_s: how long a node may send nothing in the middle of a request, in seconds.
+        rate_limits: how often nodes may ask; those of `hub_service.rate_limits` where none are given.
     """
 
     def __init__(
@@ -206,34 +243,48 @@ class Gateway:
         moved: Callable[[str, Stage], None] = lambda *_: None,
         longest_poll_s: float = LONGEST_POLL_S,
         body_limit: int = BODY_LIMIT,
+        longest_silence_s: float = LONGEST_SILENCE_S,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         self._grants = grants
         self._backend = backend
-        self._seen = seen
+        self._seen = _when_there_is_a_database(seen)
         self._cut_off = cut_off
         self._clock = clock
-        self._moved = moved
+        self._moved = _when_there_is_a_database(moved)
         self._longest_poll_s = longest_poll_s
         self.body_limit = body_limit
+        self.longest_silence_s = longest_silence_s
+        self._rate_limits = rate_limits or RateLimits()
         self.traffic: dict[str, Traffic] = {}  # by participation
         self._sessions: dict[bytes, _Session] = {}
         self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._clients: dict[Endpoint, tuple[str, aiohttp.ClientSession]] = {}  # with the project whose endpoint it is
 
     async def close(self) -> None:
         """Ask no aggregator any more. Who still calls is told to try again."""
         self._closed = True
+        for task in self._tasks:
+            task.cancel()
         clients, self._clients = self._clients, {}
         for _, client in clients.values():
             await client.close()
 
-    def admit(self, headers: Mapping[str, str]) -> Caller:
-        """Check signature and grant. Raises KeyUnknown, with one text for all reasons."""
+    def admit(self, headers: Mapping[str, str], address: str) -> Caller:
+        """Check signature, grant and how often was asked.
+
+        Raises KeyUnknown, with one text for all reasons, TooOften, or WrongTime for whoever signed well, but not now.
+        """
         try:
             public_key = signing_key(headers, self._clock())
-        except NotSigned as error:
-            raise KeyUnknown from error
-        grant = self._grant(public_key)
+            grant = self._grant(public_key)
+        except (NotSigned, KeyUnknown) as error:
+            _require_patience(self._rate_limits.wait_s(Counted.UNKNOWN_KEY, address))
+            raise (WrongTime(error.age_s) if isinstance(error, ClockOff) else KeyUnknown()) from error
+        _require_patience(self._rate_limits.wait_s(Counted.NODE, grant.participation_id))
+        if grant.site:
+            _require_patience(self._rate_limits.wait_s(Counted.SITE_NODES, grant.site))
         kept = {
             name.lower(): value
             for name, value in headers.items()
@@ -241,11 +292,11 @@ class Gateway:
         }
         return Caller(public_key, grant, kept, FLEET_LETTERS_HEADER in headers)
 
-    def poll_s(self, prefer: str) -> float:
+    def poll_s(self, prefer: str, unasked_s: float = POLL_S) -> float:
         """How long to hold a poll: what a `Prefer: wait=N` header asks for, within the limit."""
         name, _, value = prefer.partition("=")
         asked = name.strip() == "wait" and value.strip().replace(".", "", 1).isdecimal()
-        return min(float(value) if asked else POLL_S, self._longest_poll_s)
+        return min(float(value) if asked else unasked_s, self._longest_poll_s)
 
     def limit_of(self, caller: Caller) -> int:
         """Bytes that the node's answer to one message may have, envelope included."""
@@ -294,7 +345,7 @@ class Gateway:
         try:
             request, had = split(body)
             names = frozenset(json.loads(had))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise Refusal(400, f"The body is not what this path takes: {error}") from error
         with self._open_poll(caller):
             answer = await self._pull(caller, request, poll_s, self._next_letter)
@@ -335,9 +386,12 @@ class Gateway:
             try:
                 answer = await self._while_granted(caller, endpoint, look(caller, session, endpoint, body, left_s))
             except NotNow:
-                if self._backend.endpoint(caller.grant.project_id) == endpoint:
+                if self._closed:
                     raise
-                continue  # the aggregator was ended while it was asked: for this node, that is no news
+                # The aggregator was ended while it was asked, or is gone and will be begun anew: that is no news.
+                if session.endpoint == endpoint:
+                    session.endpoint = None
+                continue
             if answer:
                 session.working = True
                 self._seen(caller.grant.participation_id, True)
@@ -354,7 +408,7 @@ class Gateway:
         looking.add_done_callback(_heard)
         while not (await asyncio.wait({looking}, timeout=_GRANT_AGE_S))[0]:
             try:
-                self._grant(caller.public_key)
+                self._require_still_granted(caller)
             except KeyUnknown:
                 looking.cancel()
                 raise
@@ -362,7 +416,20 @@ class Gateway:
                 await self._close_clients_of_the_gone()
         return looking.result()
 
-    async def heartbeat(self, caller: Caller, body: bytes) -> bytes:
+    async def heartbeat(self, caller: Caller, body: bytes, held_s: float = 0.0) -> bytes:
+        """Note that the node is there, and answer after `held_s`, or as soon as its right ends: KeyUnknown."""
+        with self._open_poll(caller):
+            answer = await self._heartbeat(caller, body)
+            ends = time.monotonic() + held_s
+            while (left_s := ends - time.monotonic()) > 0:
+                await asyncio.sleep(min(left_s, _GRANT_AGE_S))
+                self._require_still_granted(caller)
+                session = self._session(caller)
+                if session.endpoint != self._backend.endpoint(caller.grant.project_id):
+                    await self._online(caller, session)  # an aggregator that was begun anew waits for nobody who works
+        return answer
+
+    async def _heartbeat(self, caller: Caller, body: bytes) -> bytes:
         session = self._session(caller)
         self._seen(caller.grant.participation_id, session.working)
         endpoint = self._backend.endpoint(caller.grant.project_id)
@@ -404,7 +471,11 @@ class Gateway:
         return answer
 
     async def bulk_push(self, caller: Caller, request: bytes, file: str) -> bool:
-        """Hand on a node's answer whose content lies in a file of the run's mail; whether the file will be read."""
+        """Hand on a node's answer whose content lies in a file of the run's mail; whether the file will be read.
+
+        Raises KeyUnknown when the grant was withdrawn while the answer came in.
+        """
+        self._require_still_granted(caller)
         body = pack([request, file.encode("ascii")], {})
         (kept,) = split(await self._ask(caller, self._running(caller), "bulk-push", body))
         return bool(kept)
@@ -436,11 +507,19 @@ class Gateway:
     # --- steps
 
     def _grant(self, public_key: bytes) -> NodeGrant:
-        grant = self._grants(public_key)
+        try:
+            grant = self._grants(public_key)
+        except DatabaseUnavailable as error:
+            raise NobodyKnows from error
         if grant is None:
             self._sessions.pop(public_key, None)
             raise KeyUnknown
         return grant
+
+    def _require_still_granted(self, caller: Caller) -> None:
+        """Raises KeyUnknown once the grant is withdrawn. While nobody can ask the database, nobody can withdraw it."""
+        with suppress(NobodyKnows):
+            self._grant(caller.public_key)
 
     def _session(self, caller: Caller) -> _Session:
         return self._sessions.setdefault(caller.public_key, _Session())
@@ -450,14 +529,35 @@ class Gateway:
         """While a poll waits. One that is cancelled has lost its connection; the node may have another by then."""
         session = self._session(caller)
         session.polls += 1
+        session.opened += 1
         try:
             yield
         except asyncio.CancelledError:
             if session.polls == 1:
                 self._cut_off(caller.grant.participation_id)
+                self._in_background(self._lose(caller, session, session.opened))
             raise
         finally:
             session.polls -= 1
+
+    async def _lose(self, caller: Caller, session: _Session, opened: int) -> None:
+        """Let the aggregator know that the node is gone, unless it opens another poll soon. Its heartbeat undoes it.
+
+        The node's own signature serves, as for `_online`.
+        """
+        await asyncio.sleep(_BACK_WITHIN_S)
+        endpoint = self._backend.endpoint(caller.grant.project_id)
+        if session.opened != opened or session.endpoint is None or session.endpoint != endpoint:
+            return
+        farewell = DeactivateNodeRequest(node_id=session.node_id)
+        session.endpoint = None  # it must be brought online again
+        with suppress(Refusal):
+            await self._ask(caller, endpoint, "deactivate-node", farewell.SerializeToString())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _attempts(self, caller: Caller, poll_s: float) -> AsyncIterator[float]:
         """Once now, and again, ever less often, until the poll ends: the seconds that are left of it.
@@ -479,7 +579,7 @@ class Gateway:
             pause = max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, waited / 4)) - (ended - begun)
             await asyncio.sleep(max(0.0, min(pause, poll_s - waited)))
             if time.monotonic() - checked > _GRANT_AGE_S:
-                self._grant(caller.public_key)
+                self._require_still_granted(caller)
                 checked = time.monotonic()
 
     def _running(self, caller: Caller) -> Endpoint:
@@ -507,9 +607,8 @@ class Gateway:
                     if node_id is None:
                         return None
                     session.node_id, session.handed = node_id, None
-                heartbeat = SendNodeHeartbeatRequest(
-                    node=Node(node_id=session.node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-                )
+                interval = _ONLINE_INTERVAL_S if caller.takes_letters else HEARTBEAT_DEFAULT_INTERVAL
+                heartbeat = SendNodeHeartbeatRequest(node=Node(node_id=session.node_id), heartbeat_interval=interval)
                 operation = "bulk-online" if caller.takes_letters else "send-node-heartbeat"
                 await self._ask(caller, endpoint, operation, heartbeat.SerializeToString())
             except (Refusal, Unavailable):
@@ -585,6 +684,23 @@ class Gateway:
         if status == HTTPStatus.UNAUTHORIZED:
             session.endpoint = None
             raise AnotherNode
+
+
+def _require_patience(wait_s: int) -> None:
+    if wait_s:
+        raise TooOften(wait_s)
+
+
+def _when_there_is_a_database(tell: Callable[[str, _Told], None]) -> Callable[[str, _Told], None]:
+    """What cannot be told now is told at the node's next sign of life: its work is not held up."""
+
+    def tell_if_possible(participation_id: str, what: _Told) -> None:
+        try:
+            tell(participation_id, what)
+        except DatabaseUnavailable as error:
+            log.debug("participation %s: %s", participation_id, error.message)
+
+    return tell_if_possible
 
 
 def _heard(looking: asyncio.Future[bytes]) -> None:

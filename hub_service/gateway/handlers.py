@@ -10,6 +10,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 import aiohttp
+from federator import logs
 from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
@@ -18,6 +19,7 @@ from tornado.web import RequestHandler, stream_request_body
 from hub_service.gateway.approved_apps import approved_request
 from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, Refusal, TooMuch
 from hub_service.gateway.upload import Upload
+from hub_service.identity import address_of
 from hub_service.site_stages import Stage
 
 _SMALL_BODY = 1024**2  # bytes; requests that are read here are envelopes without arrays
@@ -27,7 +29,19 @@ _FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
 _UPLOAD, _DELIVERY = "bulk-push", "bulk-pull"
 _FETCH_APP = "get-fab"
 _PIECE = "push-object"
+_LONGEST_BODY_S = 24 * 3600.0  # a large model over a thin line; who sends nothing is cut off long before
 _REFUSED = frozenset({"register-node", "unregister-node"})
+_ANSWERED = frozenset(
+    {
+        "activate-node",
+        "pull-messages",
+        "send-node-heartbeat",
+        "deactivate-node",
+        "push-messages",
+        "confirm-message-received",
+    }
+)
+_OPERATIONS = _FORWARDED | _REFUSED | _ANSWERED | {_UPLOAD, _DELIVERY}
 
 
 def fleet_routes(gateway: Gateway) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
@@ -70,6 +84,16 @@ class FleetHandler(RequestHandler):
         self.pipe = BodyPipe()
         self.body = bytearray()
         self.received = 0
+        self.silence: asyncio.TimerHandle | None = None
+
+    def set_default_headers(self) -> None:
+        self.set_header(logs.REQUEST_ID_HEADER, logs.noted("request_id"))
+
+    @property
+    def known_operation(self) -> str:
+        """For metrics: "other" for what is no operation, whatever stands in the address."""
+        operation = self.path_args[0] if self.path_args else ""
+        return operation if operation in _OPERATIONS else "other"
 
     def check_xsrf_cookie(self) -> None:
         """Nodes sign their requests; no cookie counts here."""
@@ -84,24 +108,52 @@ class FleetHandler(RequestHandler):
         if self.request.method != "POST":
             raise Refusal(405, "Flower's Fleet API is spoken with POST.")
         self.operation = self.path_args[0]
-        self.caller = self.gateway.admit(self.request.headers)
+        self.caller = self.gateway.admit(self.request.headers, address_of(self))
         if self.operation in _REFUSED:
             raise Refusal(403, "Nodes are registered through the Hub's federation service.")
         if self.operation not in {*_FORWARDED, *self._answers(), _UPLOAD, _DELIVERY}:
             raise Refusal(404, "Flower's Fleet API has no such operation.")
         passed_on = self.operation in {*_FORWARDED, _UPLOAD} - {_FETCH_APP}
         self.limit = self.gateway.limit_of(self.caller) if passed_on else _SMALL_BODY
-        self._check_size(int(self.request.headers.get("Content-Length", 0)))
+        self._check_size(self._announced_size())
         # The check above is ours; tornado's own limit would end the connection without a word.
         self._http1().set_max_body_size(self.limit + 1)
+        self._http1().set_body_timeout(_LONGEST_BODY_S)
         if self.operation in _FORWARDED:
             self.work = asyncio.ensure_future(self._forward(self.caller))
         elif self.operation == _UPLOAD:
             self.upload = Upload(self.gateway, self.caller, lambda: uuid4().hex)
             self.gateway.moved(self.caller, Stage.SENDING)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Wait for the next piece of the body, but not for ever: a silent connection holds memory and a file."""
+        self.silence = asyncio.get_running_loop().call_later(self.gateway.longest_silence_s, self._give_up)
+
+    def _hear(self) -> None:
+        if self.silence is not None:
+            self.silence.cancel()
+
+    def _give_up(self) -> None:
+        self._refuse_early(Refusal(408, "The request's body did not go on."))
+        self._end_work()
+
+    def _end_work(self) -> None:
+        if self.work is not None:
+            self.work.cancel()
+        if self.upload is not None:
+            self.upload.break_off()
 
     def _http1(self) -> HTTP1Connection:
         return cast(HTTP1Connection, self.request.connection)
+
+    def _announced_size(self) -> int:
+        """Bytes. Raises Refusal for two lengths or none: whoever passes requests on may have read another one."""
+        headers = self.request.headers
+        length = headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdecimal()) or {"Content-Length", "Transfer-Encoding"} <= headers.keys():
+            raise Refusal(400, "The request does not say how long it is.")
+        return int(length)
 
     def _check_size(self, size: int) -> None:
         if size > self.limit and self.caller is not None and self.limit == self.caller.grant.largest_message:
@@ -110,6 +162,7 @@ class FleetHandler(RequestHandler):
             raise Refusal(413, f"A request may have {self.limit} bytes here; this one has more.")
 
     async def data_received(self, chunk: bytes) -> None:
+        self._hear()
         self.received += len(chunk)
         try:
             self._check_size(self.received)
@@ -121,10 +174,12 @@ class FleetHandler(RequestHandler):
                 await self.pipe.put(chunk)
             else:
                 self.body.extend(chunk)
+            self._listen()
         except Refusal as refusal:
             self._refuse_early(refusal)
 
     async def post(self, operation: str) -> None:
+        self._hear()
         if self.caller is None or self._finished:
             return
         self.gateway.count(self.caller, from_node=self.received)
@@ -147,10 +202,8 @@ class FleetHandler(RequestHandler):
     def on_connection_close(self) -> None:
         """The node has gone: end its poll, so that no message is fetched for nobody."""
         super().on_connection_close()
-        if self.work is not None:
-            self.work.cancel()
-        if self.upload is not None:
-            self.upload.break_off()
+        self._hear()
+        self._end_work()
 
     async def _forward(self, caller: Caller) -> aiohttp.ClientResponse:
         try:
@@ -218,11 +271,11 @@ class FleetHandler(RequestHandler):
 
     def _answers(self) -> dict[str, Callable[[Caller, bytes], Awaitable[bytes]]]:
         gateway = self.gateway
-        poll_s = self._poll_s()
+        poll_s, held_s = self._poll_s(), gateway.poll_s(self.request.headers.get("Prefer", ""), 0.0)
         return {
             "activate-node": lambda caller, body: gateway.activate(caller, body, poll_s),
             "pull-messages": lambda caller, body: gateway.pull(caller, body, poll_s),
-            "send-node-heartbeat": gateway.heartbeat,
+            "send-node-heartbeat": lambda caller, body: gateway.heartbeat(caller, body, held_s),
             "deactivate-node": gateway.deactivate,
             "push-messages": gateway.push_messages,
             "confirm-message-received": gateway.confirm,

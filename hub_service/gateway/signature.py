@@ -25,19 +25,27 @@ class NotSigned(Exception):
     """The request is not signed by the key it names, or not now."""
 
 
+class ClockOff(NotSigned):
+    """Signed well, but not now. Nothing of who may do what is in this: anybody may sign with a key of their own."""
+
+    def __init__(self, age_s: float) -> None:
+        super().__init__("the timestamp is outside Flower's window")
+        self.age_s = age_s  # how far the signer's clock is behind; negative where it is ahead
+
+
 def signing_key(headers: Mapping[str, str], now: datetime) -> bytes:
-    """The public key (PEM) that signed the request within Flower's window of time. Raises NotSigned."""
+    """The public key (PEM) that signed the request within Flower's window of time. Raises NotSigned or ClockOff."""
     try:
         public_key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
         signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
         timestamp = headers[TIMESTAMP_HEADER]
-        age = (now - datetime.fromisoformat(timestamp)).total_seconds()
+        age_s = (now - datetime.fromisoformat(timestamp)).total_seconds()
         key = bytes_to_public_key(public_key)
         signed = timestamp.encode("ascii")
     except (KeyError, ValueError, TypeError, binascii.Error, UnsupportedAlgorithm) as error:
         raise NotSigned("a signature header is missing or malformed") from error
-    if not MIN_TIMESTAMP_DIFF_SECONDS < age < MAX_TIMESTAMP_DIFF_SECONDS:
-        raise NotSigned("the timestamp is outside Flower's window")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not verify_signature(key, signed, signature):
         raise NotSigned("the signature does not fit the key")
+    if not MIN_TIMESTAMP_DIFF_SECONDS < age_s < MAX_TIMESTAMP_DIFF_SECONDS:
+        raise ClockOff(age_s)
     return public_key

@@ -14,6 +14,7 @@ from hub_service.domain.notices import Notice
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 1000  # deliveries of a channel; the oldest make room
+MOST_UNDELIVERED = 200  # of a channel, that an admin can have sent again
 TRIES = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 _LAST_CHANCE_S = 2.0  # for what waits when the service ends
@@ -52,6 +53,15 @@ class _Waiting:
     tries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Deliveries of one channel that were given up. `reason` is the last one's: no secret, no address."""
+
+    channel: str
+    count: int
+    reason: str
+
+
 class Outbox:
     """`tell` takes notices; `run` sends them until it is cancelled.
 
@@ -79,6 +89,19 @@ class Outbox:
             for queue in self._queues:
                 sending.create_task(queue.run())
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries that are still to be tried."""
+        return sum(len(queue) for queue in self._queues)
+
+    def undelivered(self) -> Sequence[Undelivered]:
+        """What was given up, for each channel that has such."""
+        return [queue.undelivered() for queue in self._queues if queue.given_up]
+
+    def send_again(self) -> int:
+        """Try what was given up afresh; how many deliveries that are."""
+        return sum(queue.send_again() for queue in self._queues)
+
     async def close(self) -> None:
         """Give what waits a last, short chance; call while `run` goes on."""
         try:
@@ -100,6 +123,8 @@ class _Queue:
         self.empty = asyncio.Event()
         self.empty.set()
         self._logged: set[str] = set()
+        self.given_up: deque[_Waiting] = deque(maxlen=MOST_UNDELIVERED)
+        self._last_reason = ""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -143,6 +168,20 @@ class _Queue:
         failed.tries += 1
         if failure.again and failed.tries < TRIES:
             self._put(failed)
+        else:
+            self.given_up.append(failed)
+            self._last_reason = str(failure)
+
+    def undelivered(self) -> Undelivered:
+        return Undelivered(self._channel.name, len(self.given_up), self._last_reason)
+
+    def send_again(self) -> int:
+        again, self.given_up = self.given_up, deque(maxlen=MOST_UNDELIVERED)
+        for one in again:
+            one.tries = 0
+            self._put(one)
+        self._news.set()
+        return len(again)
 
     def _drop(self, sent: _Waiting) -> None:
         if sent in self._waiting:  # it may have made room for others meanwhile

@@ -18,8 +18,11 @@ from hub_service.domain.errors import Forbidden, NotFound
 from hub_service.domain.notices import Tell, tell_nobody
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import AppVersion, Member, Participation, Principal, Project
+from hub_service.domain.quotas import Quotas
 from hub_service.domain.runs import Run
+from hub_service.machinery import Machinery
 from hub_service.operations.builder import AppBuilder
+from hub_service.operations.quotas import QuotaBook
 from hub_service.presence import Presence
 from hub_service.results.signing import SigningKey
 from hub_service.site_stages import SiteStages
@@ -46,6 +49,9 @@ class Operations:
         tell: Tell = tell_nobody,
         signing_key: SigningKey | None = None,
         aggregator_image: str = "",
+        machinery: Machinery | None = None,
+        quotas: Quotas | None = None,
+        client_lost: Callable[[str], None] = lambda site: None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -59,6 +65,9 @@ class Operations:
         self._tell = tell
         self._signing_key = signing_key or SigningKey.new()
         self._aggregator_image = aggregator_image
+        self._machinery = machinery or Machinery()
+        self._quotas = QuotaBook(store, quotas or Quotas(), admin_contact)
+        self._client_lost = client_lost
         self._serverapp_log = serverapp_log
         self._audit = AuditLog(store, clock)
         self._consent = Consent(store, clock)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 from federator.contract import Assignment, Assignments, ClientState, SiteApprovals
@@ -59,7 +61,7 @@ class ClientOperations(Operations):
         participation = policy.require_own_participation(principal, self._store.participation(participation_id))
         return self._site_approvals(participation)
 
-    def approved_app(self, principal: Principal, participation_id: str, fab_hash: str) -> bytes:
+    async def approved_app(self, principal: Principal, participation_id: str, fab_hash: str) -> bytes:
         """The FAB of an app version, for the client that runs it.
 
         Raises as `policy.require_own_client`; NotFound for a version that is not approved on the participation's
@@ -71,7 +73,7 @@ class ClientOperations(Operations):
             raise NotFound(
                 "No such app version is approved for your dataset.", "Ask a data steward of your site to approve it."
             )
-        return self._artifacts.fab(fab_hash)
+        return await asyncio.to_thread(self._artifacts.fab, fab_hash)
 
     # --- for the gateway
 
@@ -79,11 +81,24 @@ class ClientOperations(Operations):
         """What a node's key opens now. None for an unknown key and for one whose right has ended."""
         participation = self._store.participation_by_key(public_key)
         approved = () if participation is None else self._consent.approved_hashes(participation)
-        if participation is None or not approved:
+        if participation is None or not approved or self._runs_unapproved(participation, approved):
             return None
         fab_hashes = frozenset(approved) if runs_supernode(self._site_of(participation)) else None
         largest = self._largest_message(participation)
-        return NodeGrant(participation.id, participation.project_id, participation.node_id, fab_hashes, largest)
+        return NodeGrant(
+            participation.id, participation.project_id, participation.node_id, fab_hashes, largest, participation.site
+        )
+
+    def _runs_unapproved(self, participation: Participation, approved: Sequence[str]) -> bool:
+        """Whether the participation is in a run of a version that its steward has withdrawn, whatever else may run."""
+        runs = self._store.runs(participation.project_id)
+        newest = runs[-1] if runs else None
+        return (
+            newest is not None
+            and not newest.status.is_final
+            and participation.id in newest.sites
+            and newest.fab_hash not in approved
+        )
 
     def _largest_message(self, participation: Participation) -> int | None:
         """What the approval of the version that runs, or ran last, lets out of the site in one message."""
@@ -112,6 +127,7 @@ class ClientOperations(Operations):
         for participation_id in self._presence.take_lost():
             participation = self._store.participation(participation_id)
             if participation is not None and participation.client in CONNECTED_STATES:
+                self._client_lost(participation.site)
                 self._put_client(participation, ClientState.OFFLINE, "")
 
     def _note_connected(self, participation: Participation, working: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from federator.contract import ApprovalState, ClientState, MemberState, Participant, Site
@@ -9,10 +10,12 @@ from federator.contract import ApprovalState, ClientState, MemberState, Particip
 from hub_service.audit import Decision
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic
 from hub_service.domain import notices, policy
-from hub_service.domain.errors import Conflict, Invalid
+from hub_service.domain.errors import Conflict, Invalid, Unavailable
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import Member, Participation, Principal, Project
 from hub_service.operations.base import Operations
+
+log = logging.getLogger(__name__)
 
 
 class MemberOperations(Operations):
@@ -25,6 +28,7 @@ class MemberOperations(Operations):
         if user == principal.name:
             raise Invalid("You cannot invite yourself.", "You take part by choosing a dataset of your own site.")
         self._refuse_second_invitation(project.id, user)
+        self._quotas.require_member(project.id)
         found = await self._hub.user(user) if user else None
         if found is None:
             raise Invalid(f"There is no user “{user}” on this Hub.", "Check the spelling of their Hub name.")
@@ -136,6 +140,49 @@ class MemberOperations(Operations):
             raise Conflict(f"{user} is not a member of this project.", "See the project's list of participants.")
         self._end_membership(project, membership, MemberState.REMOVED, principal.name, Decision.REMOVED)
 
+    async def end_parts_of_the_gone(self) -> None:
+        """End the part in a run of people who do not belong to their site any more. Called each second.
+
+        A site's part counts as the person's who takes part for it: whom the Hub has deleted or placed elsewhere has no
+        right to the site's data any more. Asked are the sites of the runs in flight, each once. A Hub that does not
+        answer says nothing.
+        """
+        in_runs = [
+            one
+            for run in self._store.unfinished_runs()
+            for one in self._store.participations(run.project_id)
+            if one.active and one.id in run.sites
+        ]
+        for site in sorted({one.site for one in in_runs}):
+            try:
+                people = await self._hub.people_of(site)
+            except Unavailable as error:
+                log.warning("who belongs to %s is unknown: %s", site, error.debug)
+                return
+            for one in in_runs:
+                if one.site == site and one.user not in people:
+                    self._end_part(one.id)
+
+    def _end_part(self, participation_id: str) -> None:
+        participation = self._store.participation(participation_id)
+        if participation is None or not participation.active:
+            return
+        with self._store.transaction():
+            self._end_participation(participation)
+            self._audit.note(
+                "service",
+                Decision.LEFT_SITE,
+                participation.project_id,
+                user=participation.user,
+                site=participation.site,
+            )
+        self._changes.announce(user_topic(participation.user), RUNS_TOPIC)
+        self._announce_members(participation.project_id)
+
+    def _end_participation(self, participation: Participation) -> None:
+        self._presence.forget(participation.id)
+        self._store.put_participation(replace(participation, active=False, client=ClientState.OFFLINE))
+
     def _end_membership(
         self, project: Project, membership: Member, state: MemberState, actor: str, decision: Decision
     ) -> None:
@@ -143,8 +190,7 @@ class MemberOperations(Operations):
             self._store.put_member(replace(membership, state=state, changed_at=self._clock()))
             for one in self._store.participations(project.id):
                 if one.active and one.user == membership.user:
-                    self._presence.forget(one.id)
-                    self._store.put_participation(replace(one, active=False, client=ClientState.OFFLINE))
+                    self._end_participation(one)
             self._audit.note(actor, decision, project.id, user=membership.user)
         self._changes.announce(user_topic(membership.user), RUNS_TOPIC)
         self._announce_members(project.id)

@@ -55,6 +55,7 @@ class PreviewOperations(Operations):
         )
 
     def _build(self, filename: str, content: bytes) -> BuiltApp:
+        self._quotas.require_upload(len(content))
         reports = self._store.all_site_packages()
         at_sites = frozenset(itertools.chain.from_iterable(one.modules for one in reports))
         return self._builder.build(filename, content, at_sites)

@@ -2,42 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from federator import contract
-from federator.contract import AppReview, MemberState, ProjectDetail, ProjectSummary
+from federator.contract import AppReview, MemberState, OutagePolicy, ProjectDetail, ProjectSummary
 
 from hub_service import views
 from hub_service.audit import Decision
-from hub_service.changes import project_topic, user_topic
+from hub_service.changes import LEAVING_TOPIC, RUNS_TOPIC, project_topic, user_topic
+from hub_service.deletion import Contents, contents_of, delete
 from hub_service.domain import policy
 from hub_service.domain.errors import Conflict, Invalid
+from hub_service.domain.notices import project_deleted
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import AppVersion, Member, Principal, Project
 from hub_service.operations.previews import PreviewOperations
 
 LONGEST_NAME = 80
 LONGEST_DESCRIPTION = 4000
+SHORTEST_GRACE_S, LONGEST_GRACE_S = 5.0, 7 * 24 * 3600.0
 
 
 class ProjectOperations(PreviewOperations):
-    """Create, show, and add app versions."""
+    """Create, show, delete, and add app versions."""
 
     def create_project(self, principal: Principal, name: str, description: str) -> ProjectSummary:
         """Create a project that the person owns. Raises Invalid for a bad name, Forbidden without a site."""
         self.my_site(principal)
         name, description = _checked_name(name), _checked_description(description)
+        self._quotas.require_project(principal.name)
         now = self._clock()
         project = Project(self._new_id(), name, description, principal.name, now)
         owner = Member(project.id, principal.name, MemberState.JOINED, principal.name, now)
         with self._store.transaction():
             self._store.put_project(project)
             self._store.put_member(owner)
-            self._audit.note(principal.name, Decision.PROJECT_CREATED, project.id, name=name)
+            self._audit.note(principal.name, Decision.PROJECT_CREATED, project.id)
         self._changes.announce(project_topic(project.id), user_topic(principal.name))
         return self._views.project_summary(project, owner, Role.OWNER)
 
     def project(self, principal: Principal, project_id: str) -> ProjectDetail:
         project, membership, role = self._enter(principal, Action.SEE, project_id)
-        return self._views.project_detail(project, membership, role)
+        detail = self._views.project_detail(project, membership, role)
+        return replace(detail, limits_near=self._quotas.near(project) if role is Role.OWNER else ())
+
+    def set_outage(
+        self, principal: Principal, project_id: str, on_outage: OutagePolicy, grace_s: float
+    ) -> ProjectDetail:
+        """Say what the project's runs do, from the next one on, when a site falls silent.
+
+        Raises Invalid for a grace time that is none.
+        """
+        project, _, _ = self._enter(principal, Action.EDIT, project_id)
+        changed = replace(project, on_outage=on_outage, grace_s=_checked_grace(grace_s))
+        with self._store.transaction():
+            self._store.put_project(changed)
+            self._audit.note(
+                principal.name, Decision.PROJECT_CHANGED, project.id, on_outage=on_outage, grace_s=f"{grace_s:g}"
+            )
+        self._changes.announce(project_topic(project.id))
+        return self.project(principal, project_id)
+
+    def contents(self, principal: Principal, project_id: str) -> Contents:
+        """What `delete_project` would remove, with the sites' titles. Raises as it."""
+        project = self._store.project(project_id)
+        project = policy.require_deletion(principal, project, self._membership(project_id, principal.name))
+        found = contents_of(self._store, project)
+        return replace(found, sites=tuple(self._views.site_title(site) for site in found.sites))
+
+    def delete_project(self, principal: Principal, project_id: str) -> None:
+        """Delete a project for good: all that the service keeps of it but the lines of the audit log.
+
+        Its nodes are refused and its members told at once; `hub_service.sweeper` removes its files.
+        Raises Conflict while a run is in flight.
+        """
+        contents = self.contents(principal, project_id)
+        project = contents.project
+        participations = [one for one in self._store.participations(project.id) if one.active]
+        delete(contents, self._store, self._artifacts, self._audit, principal.name)
+        for one in participations:
+            self._presence.forget(one.id)
+        users = {project.owner, *contents.members}
+        self._changes.announce(
+            project_topic(project.id), RUNS_TOPIC, LEAVING_TOPIC, *(user_topic(user) for user in sorted(users))
+        )
+        self._tell(project_deleted(project, principal.name, sorted(users - {principal.name})))
 
     def add_app(self, principal: Principal, project_id: str, filename: str, content: bytes) -> contract.AppVersion:
         """Build a notebook or take an app as it is; it becomes the project's newest version.
@@ -46,6 +95,7 @@ class ProjectOperations(PreviewOperations):
         """
         project, _, _ = self._enter(principal, Action.ADD_APP, project_id)
         built = self._build(filename, content)
+        self._quotas.require_storage(project, len(built.fab))
         versions = self._store.app_versions(project.id)
         for version in versions:
             if version.fab_hash == built.fab_hash:
@@ -95,6 +145,15 @@ def _checked_name(name: str) -> str:
             "A project's name has 1 to 80 characters, all on one line.", "Choose a short name that says what it is for."
         )
     return name
+
+
+def _checked_grace(grace_s: float) -> float:
+    if not SHORTEST_GRACE_S <= grace_s <= LONGEST_GRACE_S:
+        raise Invalid(
+            f"The grace time is from {SHORTEST_GRACE_S:g} seconds to {LONGEST_GRACE_S / 3600:g} hours.",
+            "Choose a time in that range; two minutes are usual.",
+        )
+    return grace_s
 
 
 def _checked_description(description: str) -> str:

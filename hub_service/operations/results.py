@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class ResultOperations(RunOperations):
         """The models that are kept of a run, by round."""
         return self._run_detail(self._enter_run(principal, Action.SEE_RUNS, run_id)[0]).models
 
-    def model_path(self, principal: Principal, run_id: str, which: str = LAST) -> Path:
+    async def model_path(self, principal: Principal, run_id: str, which: str = LAST) -> Path:
         """Where one of the run's models lies, for a download; the audit log notes it.
 
         Args:
@@ -40,7 +41,7 @@ class ResultOperations(RunOperations):
         if not run.model_sha256:
             raise NotFound("This run has no model.", "A run has a model once its first round is done and it has ended.")
         sha256 = self._model_sha256(run, which)
-        path = self._artifacts.model(sha256)
+        path = await asyncio.to_thread(self._artifacts.model, sha256)
         self._audit.note(principal.name, Decision.MODEL_DOWNLOADED, run.project_id, run=run.id, model=sha256)
         return path
 
@@ -78,7 +79,7 @@ class ResultOperations(RunOperations):
         run, _ = self._enter_run(principal, Action.DOWNLOAD, run_id)
         return model_card(self._record(run))
 
-    def capsule(self, principal: Principal, run_id: str) -> Capsule:
+    async def capsule(self, principal: Principal, run_id: str) -> Capsule:
         """What reproduces the run on stock Flower. Raises NotFound where the run has no model to compare with."""
         run, _ = self._enter_run(principal, Action.DOWNLOAD, run_id)
         if not run.model_sha256:
@@ -88,8 +89,8 @@ class ResultOperations(RunOperations):
             principal.name, Decision.CAPSULE_DOWNLOADED, run.project_id, run=run.id, model=run.model_sha256
         )
         return Capsule(
-            fab=self._artifacts.fab(run.fab_hash),
-            model=self._artifacts.model(run.model_sha256),
+            fab=await asyncio.to_thread(self._artifacts.fab, run.fab_hash),
+            model=await asyncio.to_thread(self._artifacts.model, run.model_sha256),
             signed=signed,
             sites=tuple(run.sites.values()),
             config=run_views.run_config(run, self._version(run.project_id, run.fab_hash)),

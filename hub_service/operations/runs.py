@@ -20,6 +20,7 @@ from hub_service.log_text import cleaned
 from hub_service.operations.base import Operations
 from hub_service.presence import CONNECTED_STATES
 from hub_service.run_activity import with_activity
+from hub_service.run_history import standing
 from hub_service.run_progress import with_site_names
 from hub_service.site_stages import StageSince
 
@@ -49,6 +50,7 @@ class RunOperations(Operations):
             raise Conflict("The project has no app yet.", "Add a notebook or a Flower app first.")
         _check_seed(seed, versions[-1])
         sites = self._ready_sites(project, role, versions[-1].fab_hash, rounds)
+        self._quotas.require_run(project, sites)
         run = Run(
             id=self._new_id(),
             project_id=project.id,
@@ -68,6 +70,8 @@ class RunOperations(Operations):
             model_size=0,
             model_round=0,
             seed=seed,
+            on_outage=project.on_outage,
+            grace_s=project.grace_s,
         )
         with self._store.transaction():
             self._store.put_run(run)
@@ -131,7 +135,7 @@ class RunOperations(Operations):
 
     def _run_detail(self, run: Run) -> RunDetail:
         version = self._version(run.project_id, run.fab_hash)
-        events = tuple(self._store.events(run.id))
+        events = standing(self._store.events(run.id))
         detail = replace(
             run_views.run_detail(run, version.number, events), seed=run_views.run_config(run, version).get(SEED_KEY)
         )

@@ -157,6 +157,7 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
     said = ["Made for research. Nobody has shown that it is fit for the care of patients."]
     if record["run"]["status"] != "finished":
         said.append(f"The run did not finish: {record['run']['status']}. {text_of(record['run']['message'])}".strip())
+    said += _missed_rounds(record)
     said += [
         f"{text_of(one['site'])} tested with {one['test_examples']} examples only."
         for one in record["participants"]
@@ -172,6 +173,18 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
         "A model can give away something of the data that it was trained on. Nothing here adds noise.",
     ]
     return said
+
+
+def _missed_rounds(record: Mapping[str, Any]) -> list[str]:
+    """Which sites' data are in which rounds, where some are not in all."""
+    missed: dict[str, list[str]] = {}
+    for one in record["rounds"]:
+        failed = [site["site"] for site in one["sites"] if site["error"] and not site["train_examples"]]
+        for site in (*one["absent"], *failed):
+            missed.setdefault(site, []).append(str(one["number"]))
+    return [
+        f"{text_of(site)} took no part in training in round {', '.join(numbers)}." for site, numbers in missed.items()
+    ]
 
 
 def _is_skewed(counts: Sequence[Sequence[int]]) -> bool:

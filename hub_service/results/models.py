@@ -74,7 +74,7 @@ class RoundModels:
             self._remove(number)
 
     def collect(self, artifacts: Artifacts, best: int) -> tuple[ModelFile, ...]:
-        """Keep them, by round, and empty the folder of them. Sizes are what is there, not what was said.
+        """Keep them, by round. Sizes are what is there, not what was said. They stay in the folder until `clear`.
 
         Raises Unavailable where the disk refuses.
         """
@@ -83,8 +83,11 @@ class RoundModels:
         for number in sorted(kept_rounds(actual, best, self._budget)):
             with contextlib.suppress(NotFound):
                 kept.append(ModelFile(*artifacts.put_model(self._folder / round_model_file(number)), number))
-        self._remove_all(self._sizes)
         return tuple(kept)
+
+    def clear(self) -> None:
+        """Empty the folder of them, once the run that has them is written down."""
+        self._remove_all(self._sizes)
 
     def _size(self, number: int) -> int | None:
         try:

@@ -1,6 +1,8 @@
 """What the service remembers. One implementation a kind of storage; `tests/contract/test_store.py` holds them all.
 
-Methods are synchronous and short. `transaction()` makes several of them one: all happen or none.
+Methods are synchronous and short. `transaction()` makes several of them one: all happen or none. Each of them may raise
+DatabaseUnavailable, and then has changed nothing; what was read before may be answered from memory meanwhile. A `put_*`
+raises Invalid for a text that is not storable; one that is asked for is found nowhere.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hub_service.domain.approvals import Approval
+from hub_service.domain.errors import Invalid
 from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import Run, RunEvent
@@ -31,6 +34,20 @@ class AuditLine:
     hash: str
 
 
+def is_storable(text: str) -> bool:
+    """PostgreSQL keeps no NUL character, and no database half of a surrogate pair."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def require_storable(values: Iterable[object]) -> None:
+    """Raises Invalid where one of them is a text that is not storable."""
+    if not all(is_storable(value) for value in values if isinstance(value, str)):
+        raise Invalid(
+            "A text has a character in it that cannot be kept.",
+            "Remove NUL and other broken characters, then try again.",
+        )
+
+
 class Store(ABC):
     """Projects and all that belongs to them. `put_*` inserts or replaces by the entity's key."""
 
@@ -42,12 +59,20 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    @abstractmethod
+    def delete_project(self, project_id: str) -> None:
+        """Remove the project and all that is its own, if it is there; lines of the audit log stay."""
+
     # projects and members (key: project id; project id and user)
     @abstractmethod
     def put_project(self, project: Project) -> None: ...
 
     @abstractmethod
     def project(self, project_id: str) -> Project | None: ...
+
+    @abstractmethod
+    def projects(self) -> Sequence[Project]:
+        """All of them, oldest first."""
 
     @abstractmethod
     def put_member(self, member: Member) -> None: ...

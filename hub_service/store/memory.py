@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from typing import Any, TypeVar
 
 from federator.contract import ApprovalState
 
@@ -14,7 +15,9 @@ from hub_service.domain.approvals import Approval
 from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import Run, RunEvent
-from hub_service.store.base import AuditLine, Store
+from hub_service.store.base import AuditLine, Store, require_storable
+
+K = TypeVar("K")
 
 
 @dataclass(slots=True)
@@ -55,13 +58,29 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is held open."""
 
+    def delete_project(self, project_id: str) -> None:
+        tables = self._tables
+        tables.projects.pop(project_id, None)
+        for run in self.runs(project_id):
+            tables.events.pop(run.id, None)
+        _drop(tables.members, project_id)
+        _drop(tables.app_versions, project_id)
+        _drop(tables.participations, project_id)
+        _drop(tables.approvals, project_id)
+        _drop(tables.runs, project_id)
+
     def put_project(self, project: Project) -> None:
+        require_storable(asdict(project).values())
         self._tables.projects[project.id] = project
 
     def project(self, project_id: str) -> Project | None:
         return self._tables.projects.get(project_id)
 
+    def projects(self) -> Sequence[Project]:
+        return sorted(self._tables.projects.values(), key=lambda project: (project.created_at, project.id))
+
     def put_member(self, member: Member) -> None:
+        require_storable(asdict(member).values())
         self._tables.members[member.project_id, member.user] = member
 
     def members(self, project_id: str) -> Sequence[Member]:
@@ -71,6 +90,7 @@ class MemoryStore(Store):
         return [member for member in self._tables.members.values() if member.user == user]
 
     def put_app_version(self, version: AppVersion) -> None:
+        require_storable(asdict(version).values())
         self._tables.app_versions[version.project_id, version.fab_hash] = version
 
     def app_versions(self, project_id: str) -> Sequence[AppVersion]:
@@ -78,6 +98,7 @@ class MemoryStore(Store):
         return sorted(versions, key=lambda version: version.number)
 
     def put_participation(self, participation: Participation) -> None:
+        require_storable(asdict(participation).values())
         self._tables.participations[participation.id] = participation
 
     def participation(self, participation_id: str) -> Participation | None:
@@ -97,6 +118,7 @@ class MemoryStore(Store):
         return next(matching, None)
 
     def put_approval(self, approval: Approval) -> None:
+        require_storable(asdict(approval).values())
         key = (approval.project_id, approval.fab_hash, approval.site, approval.dataset)
         self._tables.approvals[key] = approval
 
@@ -111,6 +133,7 @@ class MemoryStore(Store):
         ]
 
     def put_run(self, run: Run) -> None:
+        require_storable(asdict(run).values())
         self._tables.runs[run.id] = copy.deepcopy(run)
 
     def run(self, run_id: str) -> Run | None:
@@ -132,6 +155,7 @@ class MemoryStore(Store):
         return len(self._tables.events.get(run_id, ()))
 
     def put_site_packages(self, packages: SitePackages) -> None:
+        require_storable(asdict(packages).values())
         self._tables.site_packages[packages.site] = copy.deepcopy(packages)
 
     def site_packages(self, site: str) -> SitePackages | None:
@@ -151,3 +175,8 @@ class MemoryStore(Store):
 
     def audit_lines(self) -> Sequence[AuditLine]:
         return tuple(self._tables.audit_lines)
+
+
+def _drop(table: MutableMapping[K, Any], project_id: str) -> None:
+    for key in [key for key, row in table.items() if row.project_id == project_id]:
+        del table[key]

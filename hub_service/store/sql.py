@@ -22,26 +22,25 @@ from federator.contract import (
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     RowMapping,
     Table,
-    create_engine,
-    event,
+    delete,
     func,
     insert,
     select,
     update,
 )
-from sqlalchemy.exc import DatabaseError
 
 from hub_service.domain.approvals import Approval
-from hub_service.domain.errors import Unavailable
+from hub_service.domain.errors import FederationError
 from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
-from hub_service.store import tables
-from hub_service.store.base import AuditLine, Store
+from hub_service.store import migrating, tables
+from hub_service.store.base import AuditLine, Store, is_storable, require_storable
+from hub_service.store.database import Database
 from hub_service.store.kept import KeptRows
+from hub_service.store.statement_times import listen
 
 _FINAL_STATUSES = tuple(status.value for status in RunStatus if status.is_final)
 
@@ -55,6 +54,7 @@ _KEYS: Mapping[Table, Sequence[str]] = {
     tables.runs: ["id"],
     tables.site_packages: ["site"],
 }
+_OF_A_PROJECT = (tables.runs, tables.approvals, tables.participations, tables.app_versions, tables.members)
 _LOOKUPS_KEPT = 500  # of a table
 _LARGE_LOOKUPS_KEPT = 50  # of app versions, which hold their whole source, and of runs' events
 _ROWS_KEPT = 5000  # of one lookup: the events of a long run of many sites are read each time
@@ -66,48 +66,40 @@ Row = RowMapping
 class SqlStore(Store):
     """One connection, used by one thread: the service's event loop. Nobody else writes to the database.
 
-    Args:
-        url: a SQLAlchemy URL, such as sqlite:////var/lib/federation/federation.db
+    Made, it has brought the database to its own schema (`store.migrating`).
 
-    Raises Unavailable for a database that cannot be opened, or that another version of the service made.
+    Args:
+        url, wait_s, reads_only: as of `store.database.Database`. One that reads only brings nothing up to date.
+
+    Raises as `Database`; Unavailable for a database that a newer version of the service made, or, where it is to be
+    read only, an older one.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, url: str, *, wait_s: float = 0.0, reads_only: bool = False) -> None:
         self._open: Connection | None = None
+        self._changed = False  # by the transaction that is open
         self._kept = {table: KeptRows(key, lookups=_LOOKUPS_KEPT, rows=_ROWS_KEPT) for table, key in _KEYS.items()}
         for table in (tables.app_versions, tables.run_events):
             self._kept[table] = KeptRows(_KEYS.get(table, ()), lookups=_LARGE_LOOKUPS_KEPT, rows=_ROWS_KEPT)
+        self._database = Database(url, wait_s=wait_s, reads_only=reads_only)
+        self._connections = self._database.connections
         try:
-            tables.metadata.create_all(self._engine)
-            self._check_schema_version()
-        except DatabaseError as error:
-            raise Unavailable(
-                "The service's database cannot be opened.",
-                "Ask the Hub's administrator to check the database and its address.",
-                debug=str(error.orig),
-            ) from error
-
-    def _check_schema_version(self) -> None:
-        with self.transaction():
-            found = self._connection.execute(select(tables.schema.c.version)).scalar_one_or_none()
-            if found is None:
-                self._connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
-            elif found != tables.SCHEMA_VERSION:
-                raise Unavailable(
-                    f"The database has schema version {found}; this version of the service needs "
-                    f"{tables.SCHEMA_VERSION}.",
-                    "Start the version of the service that made the database, or begin with a new database.",
-                )
+            if reads_only:
+                migrating.require_newest(self._database)
+            else:
+                migrating.upgrade(self._database)
+        except FederationError:
+            self._database.close()
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         if self._open is not None:
             yield
             return
-        whole = False
+        whole, self._changed = False, False
         try:
-            with self._engine.begin() as connection:
+            with self._database.transaction() as connection:
                 self._open = connection
                 try:
                     yield
@@ -115,9 +107,18 @@ class SqlStore(Store):
                     self._open = None
             whole = True
         finally:
-            if not whole:
-                for kept in self._kept.values():
-                    kept.clear()
+            if self._changed and not whole:
+                self._forget()
+
+    def _forget(self) -> None:
+        for kept in self._kept.values():
+            kept.clear()
+
+    def _forget_what_others_may_have_changed(self) -> None:
+        """While there was no connection, there was no lock, and another service may have had the database."""
+        if self._connections != self._database.connections:
+            self._connections = self._database.connections
+            self._forget()
 
     @property
     def _connection(self) -> Connection:
@@ -125,14 +126,25 @@ class SqlStore(Store):
         assert self._open is not None  # noqa: S101 - every use below stands inside `transaction()`
         return self._open
 
+    def time_statements(self, took: Callable[[float], None]) -> None:
+        """Tell of each statement from now on how many seconds it took."""
+        listen(self._database.engine, took)
+
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     # --- statements
 
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        with self.transaction():
+            self._changed = True
+            yield
+
     def _put(self, table: Table, values: Mapping[str, Any]) -> None:
         """Update the row with this key, or insert it where there is none: its place among the others stays."""
-        with self.transaction():
+        require_storable(values.values())
+        with self._change():
             same_key = [table.c[name] == values[name] for name in _KEYS[table]]
             if self._connection.execute(update(table).where(*same_key).values(values)).rowcount == 0:
                 self._connection.execute(insert(table).values(values))
@@ -140,6 +152,9 @@ class SqlStore(Store):
 
     def _all(self, table: Table, make: Callable[[Row], T], **wanted: Any) -> list[T]:
         """Rows that have these values, in the order in which they were first put."""
+        if not all(is_storable(value) for value in wanted.values() if isinstance(value, str)):
+            return []
+        self._forget_what_others_may_have_changed()
         asked = frozenset(wanted.items())
         found: list[T] | None = self._kept[table].get(asked)
         if found is None:
@@ -164,6 +179,20 @@ class SqlStore(Store):
 
     def project(self, project_id: str) -> Project | None:
         return self._first(tables.projects, _project, id=project_id)
+
+    def projects(self) -> Sequence[Project]:
+        with self.transaction():
+            query = select(tables.projects).order_by(tables.projects.c.created_at, tables.projects.c.id)
+            return [_project(row) for row in self._connection.execute(query).mappings()]
+
+    def delete_project(self, project_id: str) -> None:
+        runs = select(tables.runs.c.id).where(tables.runs.c.project_id == project_id)
+        with self._change():
+            self._connection.execute(delete(tables.run_events).where(tables.run_events.c.run_id.in_(runs)))
+            for table in _OF_A_PROJECT:
+                self._connection.execute(delete(table).where(table.c.project_id == project_id))
+            self._connection.execute(delete(tables.projects).where(tables.projects.c.id == project_id))
+        self._forget()
 
     def put_member(self, member: Member) -> None:
         self._put(tables.members, asdict(member))
@@ -237,7 +266,7 @@ class SqlStore(Store):
         added = tuple(events)
         rows = [{**asdict(one), "node_id": str(one.node_id), "run_id": run_id} for one in added]
         if rows:
-            with self.transaction():
+            with self._change():
                 self._connection.execute(insert(tables.run_events), rows)
             self._kept[tables.run_events].extend(frozenset({"run_id": run_id}.items()), added)
 
@@ -245,6 +274,8 @@ class SqlStore(Store):
         return self._all(tables.run_events, _run_event, run_id=run_id)
 
     def event_count(self, run_id: str) -> int:
+        if not is_storable(run_id):
+            return 0
         query = select(func.count()).select_from(tables.run_events).where(tables.run_events.c.run_id == run_id)
         with self.transaction():
             return self._connection.execute(query).scalar_one()
@@ -263,7 +294,7 @@ class SqlStore(Store):
     # --- audit
 
     def add_audit_line(self, line: AuditLine) -> None:
-        with self.transaction():
+        with self._change():
             self._connection.execute(insert(tables.audit_lines).values(asdict(line)))
 
     def last_audit_line(self) -> AuditLine | None:
@@ -273,24 +304,13 @@ class SqlStore(Store):
         return None if row is None else AuditLine(**row)
 
     def audit_lines_of(self, project_id: str) -> Sequence[AuditLine]:
+        if not is_storable(project_id):
+            return []
         wanted = tables.audit_lines.c.project_id == project_id
         return self._read(tables.audit_lines, lambda row: AuditLine(**row), wanted)
 
     def audit_lines(self) -> Sequence[AuditLine]:
         return self._read(tables.audit_lines, lambda row: AuditLine(**row))
-
-
-def _engine(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    """Called by SQLAlchemy for each new connection. With WAL a reader, such as a backup, does not block the service."""
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 # --- rows as what they stand for

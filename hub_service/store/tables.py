@@ -1,6 +1,9 @@
 """The tables of the SQL store, in SQLAlchemy Core. `docs` of what they hold: `hub_service.domain` and `store.base`.
 
 `place` columns keep the order in which rows were first put. Lists and maps are JSON: nothing looks inside them.
+
+Every change here needs a revision in `migrations/versions`: CONTRIBUTING.md says how to write one, and
+`tests/contract/test_migrations.py` that it agrees.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -26,8 +30,6 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 4  # grows with every change of a table
-
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A time with its zone. Kept in UTC without one: SQLite has no zones."""
@@ -42,6 +44,10 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+# SQLite's integers have 64 bits and its texts any length, whatever a column says; PostgreSQL means what it says.
+Whole = BigInteger().with_variant(Integer(), "sqlite")  # counts of bytes, and numbers that an app's own code reports
+Label = Text().with_variant(String(16), "sqlite")  # words of an app's own code
+
 metadata = MetaData()
 
 
@@ -53,6 +59,7 @@ def _project_id() -> Column[str]:
     return Column("project_id", ForeignKey("projects.id"), nullable=False, index=True)
 
 
+# One row, which says 4 for good: services of before Alembic look here, and refuse what they do not know.
 schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
 projects = Table(
@@ -90,7 +97,7 @@ app_versions = Table(
     Column("source", String(16), nullable=False),
     Column("created_by", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", Whole, nullable=False),
     Column("cells", JSON, nullable=False),
     Column("files", JSON, nullable=False),
     Column("imports", JSON, nullable=False),
@@ -158,11 +165,11 @@ runs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime, nullable=True),
     Column("model_sha256", String(64), nullable=False),
-    Column("model_size", Integer, nullable=False),
-    Column("model_round", Integer, nullable=False),
-    Column("round", Integer, nullable=False),
+    Column("model_size", Whole, nullable=False),
+    Column("model_round", Whole, nullable=False),
+    Column("round", Whole, nullable=False),
     Column("nodes", JSON, nullable=False),
-    Column("seed", Integer, nullable=True),
+    Column("seed", Whole, nullable=True),
     Column("models", JSON, nullable=False),
     Column("on_outage", String(16), nullable=False),
     Column("grace_s", Float, nullable=False),
@@ -177,15 +184,15 @@ run_events = Table(
     Column("run_id", ForeignKey("runs.id"), nullable=False, index=True),
     Column("kind", String(16), nullable=False),
     Column("at", Float, nullable=False),
-    Column("phase", String(16), nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("message_type", String(16), nullable=False),
+    Column("phase", Label, nullable=False),
+    Column("round", Whole, nullable=False),
+    Column("message_type", Label, nullable=False),
     Column("node_id", String(20), nullable=False),
     Column("model", Text, nullable=False),
     Column("metrics", JSON, nullable=False),
-    Column("examples", Integer, nullable=False),
+    Column("examples", Whole, nullable=False),
     Column("seconds", Float, nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", Whole, nullable=False),
     Column("text", Text, nullable=False),
     Column("counts", JSON, nullable=False),
 )

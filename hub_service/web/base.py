@@ -5,21 +5,24 @@ A handler parses, asks the coordinator and answers. It decides nothing and compa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from logging import getLogger
 from types import TracebackType
 from typing import Any, TypeVar
 
+from federator import logs
 from federator.contract import API_VERSION, Problem
+from jupyterhub.utils import get_browser_protocol
 from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
-from hub_service.domain.errors import FederationError, Invalid, TooLarge
+from hub_service.domain.errors import FederationError, Invalid, TooLarge, TooMany, Unavailable
 from hub_service.identity import ApiIdentity
+from hub_service.rate_limits import Counted
 from hub_service.web.error_map import STATUS, problem_of, problem_of_status
 from hub_service.web.schema import MAX_BODY, MAX_UPLOAD, Body, parse, to_json
 from hub_service.web.templating import Templates
@@ -27,15 +30,16 @@ from hub_service.web.templating import Templates
 log = getLogger(__name__)
 
 API_HEADER = "X-Federation-API"
+_HSTS_S = 365 * 86400  # a browser that came by TLS comes by nothing else for a year
 # An upload over the limit is read and thrown away up to here, so that the sender hears the answer instead of a reset.
 _DRAINED = 512 << 20  # bytes
 
-# Scripts and frames from this origin only. Inline styles are Plotly's.
+# Scripts, styles and frames from this origin only, and none that stand in the page itself.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self'",
         "script-src 'self'",
-        "style-src 'self' 'unsafe-inline'",
+        "style-src 'self'",
         "img-src 'self' data: blob:",
         "object-src 'none'",
         "base-uri 'none'",
@@ -44,7 +48,17 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
+_RETRY_AFTER_S = 5  # of what does not answer for now
+
 B = TypeVar("B", bound=Body)
+
+Scrape = Callable[[], Awaitable[bytes]]
+"""The service's metrics, in Prometheus' text format."""
+
+
+async def no_metrics() -> bytes:
+    """For where nothing is counted."""
+    return b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,7 @@ class Parts:
     changes: Changes
     templates: Templates
     prefix: str  # where the service is served, with a slash at both ends
+    scrape: Scrape
 
 
 class Answering(RequestHandler):
@@ -74,6 +89,9 @@ class Answering(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-store")
+        if get_browser_protocol(self.request) == "https":
+            self.set_header("Strict-Transport-Security", f"max-age={_HSTS_S}")
+        self.set_header(logs.REQUEST_ID_HEADER, logs.noted("request_id"))
         self.clear_header("Server")
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
@@ -86,6 +104,10 @@ class Answering(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = _exception(kwargs)
+        if isinstance(error, TooMany):
+            self.set_header("Retry-After", str(error.retry_after_s))
+        elif isinstance(error, Unavailable):
+            self.set_header("Retry-After", str(_RETRY_AFTER_S))
         self.write_problem(
             status_code, problem_of(error) if isinstance(error, FederationError) else problem_of_status(status_code)
         )
@@ -156,6 +178,7 @@ class Upload(RequestHandler):
     sender who is refused while still sending sees a broken connection instead of the reason.
     """
 
+    counted = Counted.UPLOAD
     most_bytes = MAX_UPLOAD
 
     async def prepare(self) -> None:

@@ -16,6 +16,7 @@ STATUS: Mapping[ErrorCode, HTTPStatus] = {
     ErrorCode.INVALID: HTTPStatus.BAD_REQUEST,
     ErrorCode.CONFLICT: HTTPStatus.CONFLICT,
     ErrorCode.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

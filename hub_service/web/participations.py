@@ -28,6 +28,8 @@ class AssignmentsHandler(ApiHandler):
         assignments = self.parts.coordinator.assignments(self.principal)
         if wait and assignments.version == known:
             await self.parts.changes.wait(user_topic(self.principal.name), int(known), wait)
+            if not await self.is_still_known():
+                self.refuse_stranger()
             assignments = self.parts.coordinator.assignments(self.principal)
         self.answer(Assignments, assignments)
 
@@ -56,8 +58,8 @@ class SiteApprovalsHandler(ApiHandler):
 
 
 class ApprovedAppHandler(ApiHandler):
-    def get(self, participation_id: str, fab_hash: str) -> None:
-        content = self.parts.coordinator.approved_app(self.principal, participation_id, fab_hash)
+    async def get(self, participation_id: str, fab_hash: str) -> None:
+        content = await self.parts.coordinator.approved_app(self.principal, participation_id, fab_hash)
         self.set_header("Content-Type", "application/octet-stream")
         self.finish(content)
 

@@ -8,7 +8,7 @@ from federator.contract import Home, ProjectDetail, ProjectSummary, Route, Site
 
 from hub_service.web.base import ApiHandler
 from hub_service.web.openapi import document
-from hub_service.web.schema import NewProject
+from hub_service.web.schema import NewProject, ProjectSettings
 
 
 class OpenApiHandler(ApiHandler):
@@ -39,6 +39,15 @@ class ProjectsHandler(ApiHandler):
 class ProjectHandler(ApiHandler):
     def get(self, project_id: str) -> None:
         self.answer(ProjectDetail, self.parts.coordinator.project(self.principal, project_id))
+
+    def patch(self, project_id: str) -> None:
+        body = self.body(ProjectSettings)
+        detail = self.parts.coordinator.set_outage(self.principal, project_id, body.on_outage, body.grace_s)
+        self.answer(ProjectDetail, detail)
+
+    def delete(self, project_id: str) -> None:
+        self.parts.coordinator.delete_project(self.principal, project_id)
+        self.done()
 
 
 ROUTES = (

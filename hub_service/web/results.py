@@ -50,7 +50,7 @@ class RunModelsHandler(ApiHandler):
 class RunModelHandler(DownloadHandler):
     async def get(self, run_id: str) -> None:
         which = self.get_query_argument("round", LAST)
-        path = self.parts.coordinator.model_path(self.principal, run_id, which)
+        path = await self.parts.coordinator.model_path(self.principal, run_id, which)
         suffix = "" if which == LAST else f"-{which}"
         self.name_file(f"{run_id}{suffix}.safetensors", "application/octet-stream")
         with path.open("rb") as file:
@@ -80,7 +80,7 @@ class RunSignedHandler(DownloadHandler):
 
 class RunCapsuleHandler(DownloadHandler):
     async def get(self, run_id: str) -> None:
-        capsule = self.parts.coordinator.capsule(self.principal, run_id)
+        capsule = await self.parts.coordinator.capsule(self.principal, run_id)
         self.name_file(f"{run_id}-capsule.zip", "application/zip")
         with tempfile.TemporaryFile() as file:
             await asyncio.to_thread(capsule.write, file)

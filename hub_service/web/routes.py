@@ -18,6 +18,7 @@ from hub_service.web import (
     assets,
     events,
     members,
+    metrics,
     participations,
     previews,
     projects,
@@ -25,9 +26,9 @@ from hub_service.web import (
     runs,
     starters,
 )
-from hub_service.web.base import NoSuchApi, Parts
+from hub_service.web.base import NoSuchApi, Parts, Scrape, no_metrics
+from hub_service.web.pages import administration, nodes, panel
 from hub_service.web.pages import approvals as approval_pages
-from hub_service.web.pages import nodes, panel
 from hub_service.web.pages import project as project_pages
 from hub_service.web.pages import projects as projects_pages
 from hub_service.web.pages.base import NoSuchPage
@@ -52,21 +53,33 @@ PAGE_ROUTES: tuple[tuple[str, type[RequestHandler]], ...] = (
     *approval_pages.ROUTES,
     *nodes.ROUTES,
     *panel.ROUTES,
+    *administration.ROUTES,
+    *metrics.ROUTES,
     *assets.ROUTES,
 )
 
 
-def make_routes(*, coordinator: Coordinator, changes: Changes, prefix: str = SERVICE_PREFIX) -> list[URLSpec]:
+def make_routes(
+    *, coordinator: Coordinator, changes: Changes, prefix: str = SERVICE_PREFIX, scrape: Scrape = no_metrics
+) -> list[URLSpec]:
     """Routes for a tornado application whose settings hold `hub_auth` and `cookie_secret`, with `xsrf_cookies` on.
 
     They cover every path below the prefix: routes of others below it, such as the OAuth callback, go first.
     """
-    parts = {"parts": Parts(coordinator, changes, Templates(prefix), prefix)}
+    parts = {"parts": Parts(coordinator, changes, Templates(prefix), prefix, scrape)}
     return [
         *_specs(prefix, ((_pattern(route), handler) for route, handler in API_ROUTES), parts),
         *_specs(prefix, PAGE_ROUTES, parts),
         *_specs(prefix, ((r"api(/.*)?", NoSuchApi), (r".*", NoSuchPage)), parts),
     ]
+
+
+def route_names() -> dict[type[RequestHandler], str]:
+    """The pattern of each handler's route below the prefix, for metrics: one name, whatever stands in an address."""
+    return {
+        **{handler: re.sub(r"\((?:\?P<(\w+)>)?.*?\)", r"{\1}", pattern) for pattern, handler in PAGE_ROUTES},
+        **{handler: str(route) for route, handler in API_ROUTES},
+    }
 
 
 def _specs(prefix: str, routes: Iterable[tuple[str, type[RequestHandler]]], parts: dict[str, Any]) -> Iterable[URLSpec]:

@@ -20,6 +20,7 @@ from federator.contract import (
     ClientState,
     Home,
     ModelFile,
+    OutagePolicy,
     Participant,
     PastDecision,
     ProjectDetail,
@@ -53,6 +54,13 @@ class Body(BaseModel):
 class NewProject(Body):
     name: str
     description: str = ""
+
+
+class ProjectSettings(Body):
+    """What the project's runs do, from the next one on, when a site falls silent while it is waited for."""
+
+    on_outage: Annotated[OutagePolicy, Field(strict=False)]
+    grace_s: Annotated[float, Field(description="For how long it is waited for, in seconds")]
 
 
 class NewInvitation(Body):
@@ -150,8 +158,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", Route.STARTERS, "Notebooks that a project can begin with", tuple[Starter, ...]),
     Operation("GET", Route.STARTER, "One of them, as a Jupyter notebook", "application/x-ipynb+json"),
     Operation("GET", Route.PROJECTS, "My projects", tuple[ProjectSummary, ...]),
+    Operation("PATCH", Route.PROJECT, "Change a project's settings", ProjectDetail, ProjectSettings),
     Operation("POST", Route.PROJECTS, "Create a project", ProjectSummary, NewProject, HTTPStatus.CREATED),
     Operation("GET", Route.PROJECT, "One project", ProjectDetail),
+    Operation(
+        "DELETE", Route.PROJECT, "Delete a project, for good and for everybody", None, status=HTTPStatus.NO_CONTENT
+    ),
     Operation(
         "POST",
         Route.APPS,

@@ -43,6 +43,8 @@ BADGES: Mapping[str, tuple[str, str]] = {
     f"site-{SiteState.SENDING}": ("sending", "info"),
     f"site-{SiteState.FAILED}": ("failed", "danger"),
     f"site-{SiteState.OFFLINE}": ("offline", "warning"),
+    "part-works": ("works", "success"),
+    "part-fails": ("fails", "danger"),
     f"run-{RunStatus.STARTING}": ("starting", "info"),
     f"run-{RunStatus.WAITING}": ("waiting for sites", "info"),
     f"run-{RunStatus.RUNNING}": ("running", "primary"),
@@ -83,6 +85,7 @@ class Templates:
         self._environment.globals.update(url=self.url, badges=BADGES, step_marks=STEP_MARKS, step_words=STEP_WORDS)
         self._environment.globals.update(current_step=current)
         self._environment.filters.update(when=when, size=size, percent=percent, time_left=time_left)
+        self._environment.filters.update(duration=duration, capitalize_first=capitalize_first)
         self._environment.filters.update(python_lines=python_lines, plain_lines=str.splitlines)
 
     def url(self, *parts: str) -> str:
@@ -111,6 +114,22 @@ def size(count: int) -> str:
 
 def percent(part: int, whole: int) -> int:
     return round(100 * part / whole) if whole else 0
+
+
+def duration(seconds: float) -> str:
+    """For people: two units at most."""
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{max(0, int(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def capitalize_first(text: str) -> str:
+    """As a sentence begins; names in it stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def time_left(seconds: float) -> str:

@@ -3,6 +3,7 @@
 python -m spawner.admin certificates --site st-anna --engine-address 10.77.2.2
 python -m spawner.admin add --site st-anna --title "St. Anna Hospital" ...
 python -m spawner.admin check
+python -m spawner.admin service backup federation.tar
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import NoReturn
 
+from spawner import access
 from spawner.admin import adding, certificates, report, steps
 from spawner.admin.adding import AddingRefused, NewSite
 from spawner.admin.certificates import ENGINE_PORT, ENGINES_FOLDER, CertificatesRefused, EngineHost
@@ -95,6 +99,22 @@ def _check(said: argparse.Namespace) -> int:
     return int(any(report.has_failed(results) for results in found.values()))
 
 
+def _service(said: argparse.Namespace) -> int:
+    """Run a command of the federation service, which finds its state as the service that the Hub starts does."""
+    environment = access.service_environment(load(_config(said)))
+    command = [sys.executable, "-m", "hub_service", *(said.words or ["--help"])]
+    return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+
+
+def _serve(said: argparse.Namespace) -> NoReturn:
+    """Become the federation service, where the deployment has it apart from the Hub."""
+    deployment = load(_config(said))
+    if deployment.hub.apart is None:
+        raise SystemExit("The Hub starts the service itself; write a table [hub.apart] where somebody else is to.")
+    environment = {**os.environ, **access.apart_environment(deployment)}
+    os.execve(sys.executable, [sys.executable, "-m", "hub_service"], environment)  # noqa: S606 - our own
+
+
 async def _check_all(deployment: Deployment, slugs: Sequence[str], *, quiet: bool) -> dict[str, list[Result]]:
     """Check sites side by side; each is told when it is done, whatever the others do."""
     this = asyncio.current_task()
@@ -136,7 +156,9 @@ def _config(said: argparse.Namespace) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m spawner.admin", description="Looks after the sites of a Hub.")
+    parser = argparse.ArgumentParser(
+        prog="python -m spawner.admin", description="Looks after a Hub's sites and its federation service."
+    )
     parser.add_argument("--config", type=Path, help=f"the deployment file; otherwise the one in {CONFIG_VARIABLE}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -169,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
     check.add_argument("--site", action="append", default=[], help="this one; all, where none is named")
     check.add_argument("--json", action="store_true", help="for another program")
+
+    service = commands.add_parser("service", help="look after the federation service's state: backup, restore, ...")
+    service.set_defaults(command=_service)
+    service.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="none lists the commands")
+
+    serve = commands.add_parser(
+        "serve", help="run the federation service, where [hub.apart] says that the Hub does not"
+    )
+    serve.set_defaults(command=_serve)
     return parser
 
 

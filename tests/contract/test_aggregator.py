@@ -19,7 +19,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.local import LocalAggregators
-from hub_service.aggregators.processes import LOST, answers, environment, superlink_arguments
+from hub_service.aggregators.plan import PLAN_FILE
+from hub_service.aggregators.processes import LOST, answers, environment, flower_run_id, superlink_arguments
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
 from tests.fakes.aggregator_places import DockerPlace, LocalPlace, Place, processes_below
@@ -111,20 +112,41 @@ async def test_a_lost_superlink_is_noticed_and_replaced(backend: AggregatorBacke
     assert await SuperLink(await backend.start(PROJECT)).node_id(new_key()) is None
 
 
+async def test_a_lost_superlink_is_told_at_once_and_a_new_attempt_begins_with_a_new_plan(
+    backend: AggregatorBackend, place: Place
+) -> None:
+    """The same run at the next SuperLink: Flower's id of it stays, and the first plan is not read again."""
+    flower_run_ids = []
+    for _ in range(2):
+        superlink = SuperLink(await backend.start(PROJECT, "r6"))
+        absent = await superlink.register_node(new_key())
+        flower_run_ids.append(await superlink.start_run(averaging_app(), {"num-server-rounds": 1}))
+        plan = backend.run_folder(PROJECT, "r6") / PLAN_FILE
+        assert not plan.exists()
+        await backend.start_serverapp(PROJECT, ServerAppSpec("r6", flower_run_ids[-1], (absent,), 1, False, 600.0))
+        assert str(absent) in plan.read_text()
+        assert await backend.serverapp_exit(PROJECT, "r6") is None
+        await place.kill_superlink()
+        assert await exit_status(backend, "r6") == LOST
+        await backend.stop(PROJECT)
+        assert place.alive() == 0
+    assert flower_run_ids[0] == flower_run_ids[1] == flower_run_id("r6")
+
+
 async def test_a_serverapp_is_started_once_and_ends_with_its_aggregator(
     backend: AggregatorBackend, place: Place, restart: Restart
 ) -> None:
     superlink = SuperLink(await backend.start(PROJECT))
     absent = await superlink.register_node(new_key())
-    flower_run_id = await superlink.start_run(averaging_app(), {"num-server-rounds": 1})
-    spec = ServerAppSpec("r1", flower_run_id, (absent,), 1, False, 600.0)
+    number = await superlink.start_run(averaging_app(), {"num-server-rounds": 1})
+    spec = ServerAppSpec("r1", number, (absent,), 1, False, 600.0)
     await backend.start_serverapp(PROJECT, spec)
     await backend.start_serverapp(PROJECT, spec)
     assert await backend.serverapp_exit(PROJECT, "r1") is None
     assert place.alive() == 2
     assert await restart().serverapp_exit(PROJECT, "r1") is None
-    await superlink.stop_run(flower_run_id)
-    await superlink.stop_run(flower_run_id)
+    await superlink.stop_run(number)
+    await superlink.stop_run(number)
     await backend.stop(PROJECT)
     assert place.alive() == 0
     assert await backend.serverapp_exit(PROJECT, "r1") == LOST

@@ -540,9 +540,12 @@ async def test_an_engine_that_goes_away_ends_no_run_and_what_is_left_goes_when_i
     ):
         superlink = SuperLink(await backend.start(P1))
         await backend.start_serverapp(P1, waiting("r1", await superlink.start_run(averaging_app(), {})))
+        await backend.check()
         await relay.cut()
         assert await backend.serverapp_exit(P1, "r1") is None
         assert list(await backend.running()) == [P1]
+        with pytest.raises(Unavailable):
+            await backend.check()
         with pytest.raises(Unavailable):
             await backend.start(P1)
         await backend.stop(P1)

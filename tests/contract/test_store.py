@@ -18,17 +18,16 @@ from federator.contract import (
     RunStatus,
     SourceFile,
 )
-from sqlalchemy import create_engine, event, update
 
 from hub_service.domain.approvals import Approval
-from hub_service.domain.errors import Unavailable
+from hub_service.domain.errors import DatabaseUnavailable, Invalid
 from hub_service.domain.packages import SitePackages
 from hub_service.domain.projects import AppVersion, Member, Participation, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
-from hub_service.store import tables
 from hub_service.store.base import AuditLine, Store
 from hub_service.store.memory import MemoryStore
 from hub_service.store.sql import SqlStore
+from tests.fakes.postgresql import Cluster
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LARGEST_NODE_ID = 2**64 - 1
@@ -108,11 +107,24 @@ EVENT = RunEvent(
 LINE = AuditLine(1, NOON, "anna", "project-created", "p1", {"name": "Lungs"}, "0" * 64, "1" * 64)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+needs_postgresql = pytest.mark.needs_postgresql
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that does not exist yet, or is empty."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    cluster: Cluster = request.getfixturevalue("cluster")
+    return cluster.empty_database()
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=needs_postgresql)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     make: dict[str, Callable[[], Store]] = {
         "memory": MemoryStore,
         "sqlite": lambda: SqlStore(f"sqlite:///{tmp_path / 'store.db'}"),
+        "postgresql": lambda: SqlStore(request.getfixturevalue("cluster").empty_database()),
     }
     store = make[request.param]()
     store.put_project(PROJECT)
@@ -245,6 +257,48 @@ class TestStore:
         assert list(store.audit_lines_of("none")) == []
         assert store.last_audit_line() == second
 
+    def test_a_deleted_project_leaves_its_audit_lines_and_no_row(self, store: Store) -> None:
+        others = replace(RUN, id="q1", project_id="p2")
+        for project_id, run in (("p1", RUN), ("p2", others)):
+            store.put_member(replace(MEMBER, project_id=project_id))
+            store.put_app_version(replace(VERSION, project_id=project_id))
+            store.put_participation(replace(PARTICIPATION, id=f"t-{project_id}", project_id=project_id))
+            store.put_approval(replace(APPROVAL, project_id=project_id))
+            store.put_run(run)
+            store.add_events(run.id, [EVENT])
+        store.add_audit_line(LINE)
+
+        def what_is_left(project_id: str, run_id: str) -> list[object]:
+            of_the_project = (store.members, store.app_versions, store.participations, store.approvals, store.runs)
+            found: list[object] = [one for read in of_the_project for one in read(project_id)]
+            return [*found, *store.events(run_id), *filter(None, (store.project(project_id), store.run(run_id)))]
+
+        assert len(what_is_left("p1", "r1")) == len(what_is_left("p2", "q1")) == 8
+        store.delete_project("p1")
+        assert what_is_left("p1", "r1") == []
+        assert store.participation("t-p1") is None
+        assert [one.project_id for one in store.memberships("anna")] == ["p2"]
+        assert store.event_count("r1") == 0
+        assert len(what_is_left("p2", "q1")) == 8
+        assert list(store.audit_lines()) == [LINE]
+        store.delete_project("p1")
+        store.put_project(PROJECT)
+        assert store.project("p1") == PROJECT
+
+    def test_a_deletion_that_fails_deletes_nothing(self, store: Store) -> None:
+        store.put_member(MEMBER)
+
+        def fail_after_deleting() -> None:
+            with store.transaction():
+                store.delete_project("p1")
+                assert store.project("p1") is None
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail_after_deleting()
+        assert store.project("p1") == PROJECT
+        assert list(store.members("p1")) == [MEMBER]
+
     def test_a_transaction_happens_whole_or_not_at_all(self, store: Store) -> None:
         def fail_after_writing() -> None:
             with store.transaction():
@@ -307,19 +361,132 @@ class TestStore:
         assert list(store.events("r1")) == [EVENT]
 
 
-class TestSqliteFile:
-    """What only a store on disk can get wrong."""
+@pytest.mark.parametrize(
+    "text",
+    ["Ärzte 医者 🫁", 'it\'s "quoted" \\ % %s :name', "SELECT", "", "  ", "long " * 400, "\u202eright to left"],
+)
+class TestTexts:
+    def test_a_text_comes_back_as_it_was_put(self, store: Store, text: str) -> None:
+        store.put_project(replace(PROJECT, name=text, description=text))
+        store.put_member(replace(MEMBER, user=text))
+        found = store.project("p1")
+        assert found is not None
+        assert (found.name, found.description) == (text, text)
+        assert [member.user for member in store.memberships(text)] == [text]
 
-    def test_what_has_not_changed_is_read_once(self, tmp_path: Path) -> None:
-        store = SqlStore(f"sqlite:///{tmp_path / 'store.db'}")
+
+class TestWhatDatabasesDifferIn:
+    def test_a_text_may_be_long(self, store: Store) -> None:
+        store.put_project(replace(PROJECT, description="long " * 200_000))
+        found = store.project("p1")
+        assert found is not None
+        assert len(found.description) == 1_000_000
+
+    @pytest.mark.parametrize("broken", ["N\x00UL", "half a pair \ud83e"])
+    def test_a_text_that_cannot_be_kept_is_refused_and_changes_nothing(self, store: Store, broken: str) -> None:
+        with pytest.raises(Invalid, match="cannot be kept"):
+            store.put_project(replace(PROJECT, name=broken))
+
+        def put_two() -> None:
+            with store.transaction():
+                store.put_member(MEMBER)
+                store.put_member(replace(MEMBER, user=broken))
+
+        with pytest.raises(Invalid):
+            put_two()
+        assert store.project("p1") == PROJECT
+        assert list(store.members("p1")) == []
+
+    @pytest.mark.parametrize("broken", ["p1\x00", "\x00", "p1\udc00"])
+    def test_what_cannot_be_kept_is_found_nowhere(self, store: Store, broken: str) -> None:
+        assert store.project(broken) is None
+        assert store.run(broken) is None
+        assert list(store.members(broken)) == []
+        assert list(store.events(broken)) == []
+        assert store.event_count(broken) == 0
+        assert list(store.audit_lines_of(broken)) == []
+
+    def test_names_that_differ_in_case_or_accents_or_spaces_are_different(self, store: Store) -> None:
+        names = ["anna", "Anna", "ANNA", "änna", "a\u0308nna", "anna "]
+        for name in names:
+            store.put_member(replace(MEMBER, user=name))
+        assert [member.user for member in store.members("p1")] == names
+        assert [member.user for member in store.memberships("Anna")] == ["Anna"]
+
+    def test_order_is_that_of_arrival_whatever_the_values(self, store: Store) -> None:
+        ids = ["z", "a", "10", "9", "Z", "ä"]
+        for one in ids:
+            store.put_participation(replace(PARTICIPATION, id=one, public_key=one.encode()))
+        store.put_participation(replace(PARTICIPATION, id="a", public_key=b"changed"))
+        assert [one.id for one in store.participations("p1")] == ids
+
+    def test_projects_come_oldest_first(self, store: Store) -> None:
+        older = replace(PROJECT, id="p3", created_at=NOON - timedelta(days=1))
+        store.put_project(older)
+        assert list(store.projects()) == [older, PROJECT, OTHER_PROJECT]
+
+    def test_numbers_of_64_bits_come_back(self, store: Store) -> None:
+        largest = 2**63 - 1
+        run = replace(RUN, model_size=largest, seed=2**31, models=(ModelFile("a" * 64, largest, 1),), round=2**40)
+        event_ = replace(EVENT, examples=largest, size=largest, round=2**40, seconds=1e300, at=1.7e9 + 1e-6)
+        store.put_run(run)
+        store.add_events("r1", [event_])
+        assert store.run("r1") == run
+        assert list(store.events("r1")) == [event_]
+
+    def test_an_apps_own_words_may_be_long(self, store: Store) -> None:
+        store.put_run(RUN)
+        spoken = replace(EVENT, message_type="train." + "x" * 200, phase="a long phase of an app's own")
+        store.add_events("r1", [spoken])
+        assert list(store.events("r1")) == [spoken]
+
+    @pytest.mark.parametrize("key", [b"", bytes(range(256)), b"\x00" * 3, b"\\x41"])
+    def test_any_bytes_come_back(self, store: Store, key: bytes) -> None:
+        store.put_participation(replace(PARTICIPATION, public_key=key))
+        found = store.participation_by_key(key)
+        assert found is not None
+        assert type(found.public_key) is bytes
+        assert found.public_key == key
+
+    def test_json_comes_back_as_it_was_put(self, store: Store) -> None:
+        awkward = '\x00 \ud800 \u2028 " \\ 医'  # in a cell's source it is the author's own
+        version = replace(VERSION, cells=(Cell(1, awkward),), files=(SourceFile("a", ""),), imports=())
+        store.put_app_version(version)
+        line = replace(LINE, detail={"b": "1", "a": awkward, "": ""})
+        store.add_audit_line(line)
+        assert list(store.app_versions("p1")) == [version]
+        assert store.last_audit_line() == line
+        found = store.last_audit_line()
+        assert found is not None
+        assert list(found.detail) == ["b", "a", ""]
+
+    def test_json_keeps_small_and_large_numbers(self, store: Store) -> None:
+        metrics = {"tiny": 5e-324, "huge": 1.7976931348623157e308, "third": 1 / 3, "whole": 2**53, "minus": -0.0}
+        store.put_run(RUN)
+        store.add_events("r1", [replace(EVENT, metrics=metrics)])
+        assert store.events("r1")[0].metrics == metrics
+
+    def test_a_time_keeps_its_microsecond_at_any_season(self, store: Store) -> None:
+        for day in (
+            datetime(2026, 7, 1, 0, 30, 0, 1, tzinfo=UTC),
+            datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        ):
+            store.put_project(replace(PROJECT, created_at=day))
+            found = store.project("p1")
+            assert found is not None
+            assert found.created_at == day
+
+
+class TestOnDisk:
+    """What only a store that outlives its process can get wrong."""
+
+    def test_what_has_not_changed_is_read_once(self, url: str) -> None:
+        store = SqlStore(url)
         store.put_project(PROJECT)
         other = replace(PARTICIPATION, id="t2", user="bert", site="b", public_key=b"bert's")
         for one in (PARTICIPATION, other):
             store.put_participation(one)
-        statements: list[str] = []
-
-        def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
-            statements.append(statement)
+        statements: list[float] = []
 
         def look() -> None:
             store.project("p1")
@@ -327,7 +494,7 @@ class TestSqliteFile:
             store.participation_by_key(b"bert's")
 
         look()
-        event.listen(store._engine, "before_cursor_execute", note)
+        store.time_statements(statements.append)
         look()
         assert statements == []
         store.put_participation(replace(PARTICIPATION, client=ClientState.WORKING))
@@ -336,8 +503,7 @@ class TestSqliteFile:
         assert statements == []
         store.close()
 
-    def test_what_was_put_is_there_after_a_restart(self, tmp_path: Path) -> None:
-        url = f"sqlite:///{tmp_path / 'store.db'}"
+    def test_what_was_put_is_there_after_a_restart(self, url: str) -> None:
         first = SqlStore(url)
         first.put_project(PROJECT)
         first.put_run(RUN)
@@ -347,17 +513,13 @@ class TestSqliteFile:
         assert second.run("r1") == RUN
         second.close()
 
-    def test_a_database_of_another_version_is_refused_with_both_versions(self, tmp_path: Path) -> None:
-        url = f"sqlite:///{tmp_path / 'store.db'}"
-        SqlStore(url).close()
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(update(tables.schema).values(version=99))
-        engine.dispose()
-        with pytest.raises(Unavailable, match=rf"version 99; .* needs {tables.SCHEMA_VERSION}"):
-            SqlStore(url)
-
-    def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "store.db").write_text("a poem, and a long one at that " * 100)
-        with pytest.raises(Unavailable, match="cannot be opened"):
-            SqlStore(f"sqlite:///{tmp_path / 'store.db'}")
+    def test_who_reads_only_sees_all_and_changes_nothing(self, url: str) -> None:
+        service = SqlStore(url)
+        service.put_project(PROJECT)
+        reader = SqlStore(url, reads_only=True)
+        assert list(reader.projects()) == [PROJECT]
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            reader.put_project(OTHER_PROJECT)
+        reader.close()
+        service.put_project(OTHER_PROJECT)
+        service.close()

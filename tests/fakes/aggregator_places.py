@@ -51,7 +51,7 @@ class LocalPlace(Place):
         return len(processes_below(self.state_dir / "projects"))
 
     async def kill_superlink(self) -> None:
-        (process,) = processes_below(self.state_dir / "projects")
+        (process,) = (one for one in processes_below(self.state_dir / "projects") if listens(one))
         os.kill(process.pid, signal.SIGKILL)
         await asyncio.to_thread(psutil.wait_procs, [process], timeout=10)
 
@@ -91,6 +91,11 @@ class DockerPlace(Place):
         with self.containers("superlink") as (superlink,):
             superlink.kill()
             superlink.wait()
+
+
+def listens(process: psutil.Process) -> bool:
+    """A SuperLink does, a ServerApp does not."""
+    return any(one.status == psutil.CONN_LISTEN for one in process.net_connections())
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:

@@ -6,6 +6,8 @@ FakeAggregators             keeps to `hub_service.aggregators.base`
 ├── SlowToStop              what runs ends when the test says so
 ├── CannotStop              the system refuses to end what runs, until the test permits it
 ├── LosesItsEndpoint        its SuperLink is gone once the ServerApp was started
+├── LosesServerApps         its ServerApps die once when told to, and start again while all is in order
+│   └── EndsWhileItIsStopped  its ServerApp writes its last events when nobody looks any more
 └── OutOfReach              nobody knows what runs there
 FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
 ├── RefusingSuperLink       takes no key
@@ -43,7 +45,7 @@ class FakeAggregators(AggregatorBackend):
         return self._endpoints.setdefault(project_id, Endpoint("127.0.0.1", 1000 + len(self._endpoints)))
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
-        self.run_folder(project_id, spec.run_id).mkdir(parents=True)
+        self.run_folder(project_id, spec.run_id).mkdir(parents=True, exist_ok=True)
         self.specs[spec.run_id] = spec
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
@@ -53,11 +55,17 @@ class FakeAggregators(AggregatorBackend):
         self._endpoints.pop(project_id, None)
         self.stopped.append(project_id)
 
+    async def check(self) -> None:
+        """Nothing is away."""
+
     async def running(self) -> Sequence[str]:
         return list(self._endpoints)
 
     def endpoint(self, project_id: str) -> Endpoint | None:
         return self._endpoints.get(project_id)
+
+    def project_folder(self, project_id: str) -> Path:
+        return self._folder / project_id
 
     def run_folder(self, project_id: str, run_id: str) -> Path:
         return self._folder / project_id / run_id
@@ -86,6 +94,18 @@ class FakeAggregators(AggregatorBackend):
 class NeverStarts(FakeAggregators):
     async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
         raise Unavailable("The project's aggregator did not start.", "Ask the Hub's administrators.")
+
+
+class IsKilledInItsFirstStart(FakeAggregators):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.starts = 0
+
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
+        self.starts += 1
+        if self.starts == 1:
+            raise Unavailable("The project's aggregator does not answer.", "Try again.")
+        return await super().start(project_id, run_id)
 
 
 class SlowToStart(FakeAggregators):
@@ -127,6 +147,37 @@ class LosesItsEndpoint(FakeAggregators):
         self._endpoints.clear()
 
 
+class LosesServerApps(FakeAggregators):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.in_order = True
+
+    def lose(self, run_id: str) -> None:
+        self.exits[run_id] = -9
+
+    async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
+        if not self.in_order:
+            raise Unavailable("The engine is away.")
+        return await super().start(project_id, run_id)
+
+    async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
+        self.exits.pop(spec.run_id, None)
+        await super().start_serverapp(project_id, spec)
+
+
+class EndsWhileItIsStopped(LosesServerApps):
+    """Args: last: what it writes then."""
+
+    def __init__(self, folder: Path, *last: RunEvent) -> None:
+        super().__init__(folder)
+        self._last = last
+
+    async def stop(self, project_id: str) -> None:
+        for run_id in self.specs:
+            self.report(project_id, run_id, *self._last)
+        await super().stop(project_id)
+
+
 class OutOfReach(FakeAggregators):
     """Where aggregators run does not answer, until the test says so."""
 
@@ -154,6 +205,9 @@ class FakeSuperLink:
 
     async def register_node(self, public_key: bytes) -> int:
         return self.nodes.setdefault(public_key, 7000 + len(self.nodes))
+
+    async def give_key(self, node_id: int, public_key: bytes) -> None:
+        self.nodes = {key: one for key, one in self.nodes.items() if one != node_id} | {public_key: node_id}
 
     async def unregister_node(self, node_id: int) -> None:
         self.unregistered.append(node_id)

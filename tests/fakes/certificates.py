@@ -1,4 +1,4 @@
-"""A certificate authority for one test, and a server certificate for loopback that it has signed."""
+"""A certificate authority for one test, and a server certificate that it has signed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from cryptography.x509.oid import NameOID
 @dataclass(frozen=True, slots=True)
 class Certificates:
     authority: Path  # PEM, what a client trusts
-    server: ssl.SSLContext
+    certificate: Path  # PEM, the server's
+    key: Path
+    server: ssl.SSLContext  # with both
 
 
-def loopback_certificates(folder: Path) -> Certificates:
-    """Make both, below the folder."""
+def loopback_certificates(folder: Path, *addresses: str) -> Certificates:
+    """Make both, below the folder, for loopback and for these IPv4 addresses."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
     authority = (
@@ -33,7 +35,12 @@ def loopback_certificates(folder: Path) -> Certificates:
     server = (
         _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hub")]), authority_name, server_key)
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]),
+            x509.SubjectAlternativeName(
+                [
+                    x509.DNSName("localhost"),
+                    *(x509.IPAddress(IPv4Address(address)) for address in ("127.0.0.1", *addresses)),
+                ]
+            ),
             critical=False,
         )
         .sign(authority_key, hashes.SHA256())
@@ -44,7 +51,7 @@ def loopback_certificates(folder: Path) -> Certificates:
     paths["key"].write_bytes(server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(paths["server"], paths["key"])
-    return Certificates(paths["authority"], context)
+    return Certificates(paths["authority"], paths["server"], paths["key"], context)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from federator.contract import ClientState, Conditions
+from federator.contract import ClientState, Conditions, OutagePolicy
 from federator.node import Node
-from federator.service_client import NotFound
+from federator.service_client import NotFound, Unreachable
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -24,7 +24,7 @@ from hub_service.aggregators.base import AggregatorBackend, ServerAppSpec
 from hub_service.aggregators.events import read_events
 from hub_service.aggregators.local import LocalAggregators
 from hub_service.aggregators.superlink import SuperLink
-from hub_service.domain.projects import NodeGrant
+from hub_service.domain.projects import GRACE_S, NodeGrant
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import CHUNK_SIZE, fleet_routes
@@ -44,6 +44,7 @@ class Member:
         self.private_key = ec.generate_private_key(ec.SECP256R1())
         self.public_key = public_key_to_bytes(self.private_key.public_key())
         self.approved: set[str] = set()
+        self.service_away = False  # it says of no app whether that is approved
         self.more_config: dict[str, str] = {}  # of the node, besides its target and site
         self.conditions = Conditions()  # of every approval
         self.apps: dict[str, bytes] = {}  # by hash, as the service has them
@@ -66,6 +67,11 @@ class Member:
         self.approved.add(fab_hash)
         return fab_hash
 
+    def _approvals(self) -> dict[str, Conditions]:
+        if self.service_away:
+            raise Unreachable("The service does not answer.")
+        return dict.fromkeys(self.approved, self.conditions)
+
     def _fetch_app(self, fab_hash: str) -> bytes:
         self.fetched.append(fab_hash)
         if fab_hash not in self.apps:
@@ -84,7 +90,7 @@ class Member:
             tls=False,
             root_certificates=None,
             private_key=self.private_key,
-            approvals=lambda: dict.fromkeys(self.approved, self.conditions),
+            approvals=self._approvals,
             fetch_app=self._fetch_app,
             node_config={"target": self.target, "site": self.name, **self.more_config},
             on_state=self._on_state,
@@ -183,12 +189,21 @@ class Fleet:
         return tuple(member.node_id for member in members)
 
     async def start_run(
-        self, fab: bytes, members: list[Member], *, rounds: int = 2, compare: bool = False, run_id: str = "r1"
+        self,
+        fab: bytes,
+        members: list[Member],
+        *,
+        rounds: int = 2,
+        compare: bool = False,
+        run_id: str = "r1",
+        on_outage: OutagePolicy = OutagePolicy.WAIT,
+        grace_s: float = GRACE_S,
     ) -> int:
         nodes = await self.register(*members)
         superlink = SuperLink(await self.backend.start(PROJECT))
         flower_run_id = await superlink.start_run(fab, {"num-server-rounds": rounds})
-        await self.backend.start_serverapp(PROJECT, ServerAppSpec(run_id, flower_run_id, nodes, rounds, compare, 30.0))
+        spec = ServerAppSpec(run_id, flower_run_id, nodes, rounds, compare, 30.0, on_outage=on_outage, grace_s=grace_s)
+        await self.backend.start_serverapp(PROJECT, spec)
         return flower_run_id
 
     async def events(

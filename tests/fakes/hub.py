@@ -20,6 +20,7 @@ from tornado.web import Application, RequestHandler
 
 RESEARCHER = frozenset({Scope.ACCESS, Scope.USE})
 STEWARD = RESEARCHER | {Scope.APPROVE}
+ADMINISTRATOR = RESEARCHER | {Scope.ADMINISTER}
 
 
 @dataclass
@@ -58,6 +59,7 @@ class FakeHub:
             [
                 (r"/hub/api/user", _Whoami, {"hub": self}),
                 (r"/hub/api/users/([^/]+)", _User, {"hub": self}),
+                (r"/hub/api/groups/([^/]+)", _Group, {"hub": self}),
                 (r"/hub/api/oauth2/authorize", _Authorize, {"hub": self}),
                 (r"/hub/api/oauth2/token", _Token, {"hub": self}),
             ],
@@ -109,6 +111,15 @@ class _User(_Answer):
             self.refuse(404)
         else:
             self.finish(self.model(person))
+
+
+class _Group(_Answer):
+    def get(self, name: str) -> None:
+        people = sorted(one.name for one in self.hub.people.values() if name in one.groups)
+        if people:
+            self.finish({"kind": "group", "name": name, "users": people})
+        else:
+            self.refuse(404)
 
 
 class _Authorize(_Answer):

@@ -31,6 +31,7 @@ class FakeHubApi:
             [
                 ("/hub/api/user", _Self, {"hub": self}),
                 ("/hub/api/users/([^/]*)", _User, {"hub": self}),
+                ("/hub/api/groups/([^/]*)", _Group, {"hub": self}),
                 ("/hub/api/oauth2/token", _Token, {"hub": self}),
             ]
         )
@@ -56,6 +57,13 @@ class FakeHubApi:
             handler.set_status(403)
             return
         self._answer(handler, self.people.get(name), 404)
+
+    def answer_group(self, handler: RequestHandler, name: str) -> None:
+        if handler.request.headers.get("Authorization") != f"token {SERVICE_TOKEN}":
+            handler.set_status(403)
+            return
+        people = [one for one, model in self.people.items() if name in model["groups"]]
+        self._answer(handler, {"kind": "group", "name": name, "users": people} if people else None, 404)
 
     def _answer(self, handler: RequestHandler, model: dict[str, Any] | None, otherwise: int) -> None:
         if model is None:
@@ -89,6 +97,11 @@ class _Self(RequestHandler):
 class _User(_Self):
     def get(self, name: str) -> None:  # type: ignore[override]
         self.hub.answer_user(self, name)
+
+
+class _Group(_Self):
+    def get(self, name: str) -> None:  # type: ignore[override]
+        self.hub.answer_group(self, name)
 
 
 class _Token(_Self):

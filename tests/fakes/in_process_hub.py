@@ -20,7 +20,7 @@ class InProcessHub(JupyterHub):
     def load_config_file(self, *args: object, **kwargs: object) -> None:
         super().load_config_file(*args, **kwargs)
         self.proxy_class = PlainProxy
-        for service in self.services:
+        for service in (one for one in self.services if "url" in one):
             service["command"] = list(self.service_command)
 
     def init_signal(self) -> None:

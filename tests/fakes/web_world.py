@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,6 @@ from federator.contract import SERVICE_PREFIX, ApprovalState, ClientState, Datas
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
-from tornado.web import Application
 
 from hub_service.aggregators.serverapp_log import LogPiece, piece_of_bytes
 from hub_service.apps.build import AppBuilder
@@ -27,12 +26,21 @@ from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes, project_topic
 from hub_service.coordinator import Coordinator
 from hub_service.domain.projects import Principal
+from hub_service.domain.quotas import Quotas
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.hub_client import HubClient
 from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback, close_hub_connections
+from hub_service.machinery import Machinery
+from hub_service.metrics import Metrics
+from hub_service.notices.outbox import Outbox
+from hub_service.rate_limits import LIMITS, Counted, RateLimits
+from hub_service.readiness import Readiness
+from hub_service.store.base import Store
 from hub_service.store.memory import MemoryStore
 from hub_service.web.routes import make_routes
-from tests.fakes.hub import STEWARD, FakeHub, Person
+from hub_service.web.tracing import TracedApplication
+from tests.fakes.aggregators import FakeAggregators
+from tests.fakes.hub import ADMINISTRATOR, STEWARD, FakeHub, Person
 
 CELL = """
 def build_model():
@@ -58,6 +66,10 @@ SITES = {
 }
 
 
+# For tests that ask more often than any person would.
+UNLIMITED = dict.fromkeys(Counted, "1000000 per 1 second")
+
+
 def notebook(source: str = CELL) -> bytes:
     """A notebook with one federated cell, the second."""
     cells = [
@@ -78,13 +90,14 @@ class World:
 
     hub: FakeHub
     url: str
-    store: MemoryStore
+    store: Store
     artifacts: Artifacts
     changes: Changes
     coordinator: Coordinator
     clock: list[datetime]
     hub_auth: HubOAuth
     logs: dict[str, bytes]  # of ServerApps, by run
+    backend: FakeAggregators
 
     def person(self, name: str) -> Person:
         return self.hub.people[name]
@@ -225,17 +238,25 @@ def add_people(hub: FakeHub) -> None:
     hub.add("visitor", "site-north", scopes=frozenset({Scope.ACCESS}))
     hub.add("outsider", "site-north", scopes=frozenset())
     hub.add("robot", "site-north", kind="service")
+    hub.add("prometheus", scopes=frozenset({Scope.ACCESS, Scope.READ_METRICS}), kind="service")
+    hub.add("robin", scopes=ADMINISTRATOR)
 
 
 @asynccontextmanager
-async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
-    """The service on a free port."""
+async def served_world(
+    folder: Path,
+    hub: FakeHub,
+    limits: Mapping[Counted, str] = LIMITS,
+    quotas: Quotas | None = None,
+    store: Store | None = None,
+) -> AsyncIterator[World]:
+    """The service on a free port, with a store in memory where none is given."""
     sock, port = bind_unused_port()
     url = f"http://127.0.0.1:{port}"
     add_people(hub)
-    changes, store, artifacts = Changes(), MemoryStore(), Artifacts(folder / "artifacts")
+    changes, store, artifacts = Changes(), store or MemoryStore(), Artifacts(folder / "artifacts")
     clock = [datetime(2026, 11, 23, 12, tzinfo=UTC)]
-    ids = itertools.count(1)
+    ids, request_ids = itertools.count(1), itertools.count(1)
 
     def tick() -> datetime:
         clock[0] += timedelta(milliseconds=1)
@@ -246,6 +267,11 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
     async def serverapp_log(project_id: str, run_id: str, after: int) -> LogPiece:
         return piece_of_bytes(logs.get(run_id, b""), after)
 
+    backend, metrics, tasks = FakeAggregators(folder / "runs"), Metrics(SITES), {"reconciler": True}
+    outbox = Outbox((), lambda notice: "")
+    machinery = Machinery(
+        Readiness({"aggregators": backend.check}), backend, outbox, folder, tasks, ((0.0, "It broke."),)
+    )
     coordinator = Coordinator(
         store=store,
         artifacts=artifacts,
@@ -257,7 +283,13 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
         new_id=lambda: f"00000000-0000-4000-8000-{next(ids):012d}",
         admin_contact="the admin",
         serverapp_log=serverapp_log,
+        machinery=machinery,
+        quotas=quotas,
     )
+
+    async def scrape() -> bytes:
+        return metrics.text(await coordinator.figures({}))
+
     hub_auth = HubOAuth(
         api_url=f"{url}/hub/api",
         api_token="token-of-the-service",
@@ -269,18 +301,23 @@ async def served_world(folder: Path, hub: FakeHub) -> AsyncIterator[World]:
         access_scopes={str(Scope.ACCESS)},
         cache_max_age=HUB_ANSWER_AGE_S,
     )
-    application = Application(
-        [(f"{SERVICE_PREFIX}oauth_callback", OAuthCallback), *make_routes(coordinator=coordinator, changes=changes)],
+    application = TracedApplication(
+        [
+            (f"{SERVICE_PREFIX}oauth_callback", OAuthCallback),
+            *make_routes(coordinator=coordinator, changes=changes, scrape=scrape),
+        ],
         hub_auth=hub_auth,
         cookie_secret=b"a secret for tests, 32 bytes long",
+        rate_limits=RateLimits(limits),
         xsrf_cookies=True,
         log_function=lambda handler: None,
+        new_id=lambda: f"request-{next(request_ids)}",
     )
     hub.serve_in(application)
     server = HTTPServer(application)
     server.add_sockets([sock])
     try:
-        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth, logs)
+        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth, logs, backend)
     finally:
         server.stop()
         await server.close_all_connections()

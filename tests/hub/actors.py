@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+METRICS_TOKEN = "a-token-of-a-program-that-watches-us"
 HUB_SECRET = "a-secret-of-the-hub-that-nobody-else-may-see"
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from examples.demo import deployment
-from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE
+from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE, METRICS_TOKEN_VARIABLE
 from tests.fakes import echo_service
 from tests.fakes.in_process_hub import InProcessHub, start_hub, stop_hub
-from tests.hub.actors import HUB_SECRET, Browser, IdentityProvider
+from tests.hub.actors import HUB_SECRET, METRICS_TOKEN, Browser, IdentityProvider
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,7 @@ async def hub(provider: IdentityProvider, state: Path, service_command: list[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CONFIG_VARIABLE, str(config))
         patch.setenv(CLIENT_SECRET_VARIABLE, HUB_SECRET)
+        patch.setenv(METRICS_TOKEN_VARIABLE, METRICS_TOKEN)
         running = await start_hub(service_command)
         yield running
         await stop_hub(running)

@@ -7,9 +7,10 @@ import sys
 import httpx
 import pytest
 from federator.contract import SERVICE_PREFIX, Route
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hub.accessibility import grave_faults
-from tests.hub.actors import Browser
+from tests.hub.actors import METRICS_TOKEN, Browser
 
 SERVICE_COMMAND = [sys.executable, "-m", "hub_service"]
 
@@ -41,3 +42,36 @@ async def test_the_home_page_with_the_panel_is_accessible(browser: Browser, widt
 async def test_an_admin_without_a_site_can_open_the_service(browser: Browser) -> None:
     await browser.log_in("admin")
     assert (await browser.http.get(SERVICE_PREFIX)).status_code == httpx.codes.OK
+
+
+@pytest.mark.parametrize("address", [f"{SERVICE_PREFIX}metrics", "/hub/metrics"])
+async def test_one_token_reads_the_metrics_of_hub_and_service(browser: Browser, address: str) -> None:
+    answer = await browser.http.get(address, headers={"Authorization": f"token {METRICS_TOKEN}"})
+    assert answer.status_code == httpx.codes.OK
+    names = {family.name for family in text_string_to_metric_families(answer.text)}
+    assert ("federation_runs" if address.startswith(SERVICE_PREFIX) else "jupyterhub_total_users") in names
+
+
+async def test_metrics_are_not_for_a_person(browser: Browser) -> None:
+    await browser.log_in("admin")
+    await browser.http.get(SERVICE_PREFIX)
+    assert (await browser.http.get(f"{SERVICE_PREFIX}metrics")).status_code == httpx.codes.FORBIDDEN
+
+
+async def test_the_administration_page_is_for_the_hubs_administrators(browser: Browser) -> None:
+    await browser.log_in("admin")
+    page = await browser.http.get(f"{SERVICE_PREFIX}administration")
+    assert page.status_code == httpx.codes.OK
+    assert "Vall Verde Cancer Institute" in page.text
+    assert f"{SERVICE_PREFIX}administration" in (await browser.http.get(f"{SERVICE_PREFIX}panel")).text
+
+
+async def test_it_is_for_nobody_else(browser: Browser) -> None:
+    await browser.log_in("ingrid")
+    page = await browser.http.get(f"{SERVICE_PREFIX}administration")
+    assert page.status_code == httpx.codes.FORBIDDEN
+
+
+async def test_the_service_tells_its_health_through_the_hub(browser: Browser) -> None:
+    answer = await browser.http.get(f"{SERVICE_PREFIX}health")
+    assert (answer.status_code, answer.json()["status"]) == (httpx.codes.OK, "ready")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from federator.contract import Assignment, ClientState
 from federator.provisioner import offered_datasets
+from jupyter_client.connect import LocalPortCache
 
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.notebook_server import NotebookServer, notebook_server, use_home
@@ -155,6 +157,24 @@ async def test_a_crash_is_reported_with_its_reason_and_the_kernel_comes_back(
     assert "memory" in service.details("part1", ClientState.FAILED)[0]
     await reported(service, ClientState.STARTING, after=seen)
     assert await server.kernels() == {KERNEL: SPEC}
+
+
+async def test_a_kernel_whose_port_another_program_has_comes_up_on_another(
+    service: FakeService, server: NotebookServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers of one machine that start kernels at once may choose the same free port."""
+    app = averaging_app()
+    fab_hash = hashlib.sha256(app).hexdigest()
+    service.apps = {fab_hash: app}
+    cache = LocalPortCache.instance()
+    choose = cache.find_available_port
+    with socket.create_server(("127.0.0.1", 0)) as other_program:
+        chosen = iter([other_program.getsockname()[1]])
+        monkeypatch.setattr(cache, "find_available_port", lambda ip: next(chosen, None) or choose(ip))
+        service.assign(replace(ASSIGNMENT, fab_hash=fab_hash))
+        seen = await reported(service, ClientState.FAILED)
+        assert "Address already in use" in service.details("part1", ClientState.FAILED)[0]
+        await reported(service, ClientState.READY, after=seen)
 
 
 async def test_a_crashed_kernel_that_is_withdrawn_stays_away(service: FakeService, server: NotebookServer) -> None:

@@ -25,6 +25,7 @@ from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import fleet_routes
 from hub_service.reconciler import Reconciler
+from hub_service.store.base import Store
 from tests.fakes.fleet import Member, local_aggregators
 from tests.fakes.hub import FakeHub
 from tests.fakes.web_world import World, path, served_world
@@ -104,8 +105,8 @@ class Live:
 
 
 @asynccontextmanager
-async def live(folder: Path) -> AsyncIterator[Live]:
-    async with served_world(folder, FakeHub()) as world:
+async def live(folder: Path, store: Store | None = None) -> AsyncIterator[Live]:
+    async with served_world(folder, FakeHub(), store=store) as world:
         project_id = world.project()
         fab_hash = world.add_app(project_id, source=CELL)
         await world.coordinator.invite(world.principal("ada"), project_id, "ben")

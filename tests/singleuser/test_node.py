@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from federator.contract import ClientState
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
 
 from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.site_stages import Stage
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import (
     CLIENT,
@@ -183,6 +190,47 @@ async def test_a_hub_that_goes_away_is_waited_for(tmp_path: Path) -> None:
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
 
 
+class HubForAll(RequestHandler):
+    """What has no route of its own in the proxy comes to the Hub."""
+
+    def post(self, _: str) -> None:
+        self.send_error(403)
+
+
+async def test_a_hub_that_answers_in_the_gateways_place_is_waited_out(tmp_path: Path) -> None:
+    """A proxy that was started anew knows the Hub's route before ours."""
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        await member.reaches(ClientState.READY)
+        await it.go_away()
+        hub = HTTPServer(Application([("(.*)", HubForAll)], log_function=lambda _: None))
+        hub.add_sockets(bind_sockets(it.port, "127.0.0.1"))
+        await member.says("The Hub does not answer; trying again.")
+        hub.stop()
+        await hub.close_all_connections()
+        it.come_back()
+        await it.start_run(app, [member], rounds=1)
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+        assert ClientState.FAILED not in {state for state, _ in member.states}
+
+
+async def test_a_message_waits_for_a_service_that_does_not_say_what_is_approved(tmp_path: Path) -> None:
+    """It may be restarting. An error answer of every site would end the run."""
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        await member.reaches(ClientState.READY)
+        member.service_away = True
+        await it.start_run(app, [member], rounds=1)
+        await member.says("The Hub does not answer; trying again.")
+        member.service_away = False
+        events = await it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED, events[-1].text
+        assert [reply.text for reply in replies(events, member)] == [""]
+        assert [state for state, _ in member.states[-2:]].count(ClientState.STARTING) == 0
+
+
 def noting_app(folder: Path, name: str, train: str = "") -> bytes:
     """An app that writes a line into the file "app" when it is imported."""
     client = CLIENT.format(train="\n".join(f"    {line}" for line in train.splitlines()))
@@ -301,13 +349,33 @@ async def test_an_idle_node_sends_one_poll_after_the_other_and_nothing_else(
 
 
 async def test_a_node_at_work_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("federator.node._HEARTBEAT_S", 0.05)
+    for name in ("_HEARTBEAT_S", "_WATCH_AFTER_S"):
+        monkeypatch.setattr(f"federator.node.{name}", 0.05)
     async with fleet(tmp_path) as it:
         app = averaging_app("import time\ntime.sleep(0.5)")
         member = it.start_node("a", 1.0, app)
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
         assert [operation for operation, _ in it.requests].count("send-node-heartbeat") >= 2
+
+
+async def test_a_node_whose_right_has_ended_stops_computing(tmp_path: Path) -> None:
+    """Within two seconds of the gateway's word, which it holds a poll for; the bound is for a busy machine."""
+    async with fleet(tmp_path) as it:
+        app = averaging_app("import time\nfor _ in range(6000):\n    time.sleep(0.01)")
+        member = it.start_node("a", 1.0, app)
+        await it.start_run(app, [member], rounds=1)
+        async with asyncio.timeout(30):
+            while ("a", Stage.COMPUTING) not in it.moved:  # noqa: ASYNC110 - the message is there
+                await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        del it.grants[member.public_key]
+        text = await member.reaches(ClientState.FAILED, within=10)
+        assert "the participation or the approval has ended" in text
+        async with asyncio.timeout(10):
+            while any(thread.name == "federator-work" for thread in threading.enumerate()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert time.monotonic() - begun < 5
 
 
 async def test_an_answer_that_was_not_declared_stays_at_the_site(tmp_path: Path) -> None:
@@ -333,3 +401,27 @@ async def test_an_answer_that_was_not_declared_stays_at_the_site(tmp_path: Path)
         assert text.startswith("The site kept back its answer to “train”: it holds arrays/patients (float32[2,3])")
         assert "federator.try_here() again" in text
         assert replies(events, it.members["b"], "evaluate")[0].text == "", "what is declared goes on"
+
+
+@pytest.mark.parametrize(("off_s", "way"), [(600, "ahead of"), (-600, "behind"), (7, "ahead of")])
+async def test_a_site_whose_clock_is_wrong_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: int, way: str
+) -> None:
+    """It goes by the Hub's time, and says so. Its answers carry its own, by which Flower counts how long they live."""
+
+    def wrong() -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=off_s)
+
+    monkeypatch.setattr("federator.fleet.now", wrong)
+    monkeypatch.setattr("flwr.app.message.message.now", wrong)
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        text = await member.reaches(ClientState.READY)
+        told = re.search(rf"The clock of this site is (\d+) s {way} the Hub's", text)
+        assert told is not None
+        assert int(told[1]) == pytest.approx(abs(off_s), abs=3)  # an HTTP Date has whole seconds
+        await it.start_run(app, [member], rounds=2)
+        events = await it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert [event.text for event in replies(events, member)] == ["", ""]

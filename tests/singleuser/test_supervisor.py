@@ -128,6 +128,16 @@ async def test_a_refused_start_is_tried_again_until_withdrawn(service: FakeServi
     assert bench.kernels.attempts == tried + 1
 
 
+async def test_a_client_keeps_its_server_active_while_the_service_is_away(service: FakeService, bench: Bench) -> None:
+    """It may be in the middle of a round that lasts hours: no culler is to take its server for idle."""
+    service.assign(ASSIGNMENT)
+    bench.start()
+    await bench.until(lambda: bench.kernels.running)
+    service.answer_all_with(503)
+    noted = bench.activity
+    await bench.until(lambda: bench.activity > noted + 1)
+
+
 async def test_a_pause_ends_the_attempts(service: FakeService, bench: Bench) -> None:
     bench.kernels.refuse = "not today"
     service.assign(ASSIGNMENT)

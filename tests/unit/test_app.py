@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -20,7 +22,7 @@ from hub_service.__main__ import main
 from hub_service.aggregators.base import Limits
 from hub_service.aggregators.docker import DockerAggregators
 from hub_service.aggregators.local import LocalAggregators
-from hub_service.app import Service, _kept_running
+from hub_service.app import Service, _bound
 from hub_service.domain.errors import Invalid, Unavailable
 from hub_service.settings import AggregatorEngine, Settings
 from tests.fakes.federation import SITES
@@ -146,7 +148,33 @@ class TestService:
     @pytest.mark.parametrize("path", ["/health", SERVICE_PREFIX + "health"])
     async def test_health_is_answered_to_anybody(self, service: Service, path: str) -> None:
         answer = await get(service, path)
-        assert json.loads(answer.body) == {"status": "ready"}
+        assert (answer.code, answer.headers["Cache-Control"]) == (200, "no-store")
+        parts = dict.fromkeys(("database", "artifacts", "aggregators", "tasks", "disk"), "works")
+        assert json.loads(answer.body) == {"status": "ready", "parts": parts}
+
+    async def test_health_names_the_part_that_fails_and_not_why(
+        self, service: Service, environment: dict[str, str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.rmtree(Path(environment["FEDERATION_STATE_DIR"]) / "artifacts")
+        answer = await get(service, "/health")
+        told = json.loads(answer.body)
+        assert (answer.code, told["status"], told["parts"]["artifacts"]) == (503, "impaired", "fails")
+        assert environment["FEDERATION_STATE_DIR"].encode() not in answer.body
+        assert "artifacts fails" in caplog.text
+
+    async def test_a_task_that_broke_fails_the_health_until_it_runs_again(self, service: Service) -> None:
+        service._tasks["reconciler"] = False
+        assert json.loads((await get(service, "/health")).body)["parts"]["tasks"] == "fails"
+
+    async def test_metrics_are_not_for_everybody(self, service: Service) -> None:
+        assert (await get(service, SERVICE_PREFIX + "metrics")).code == 401
+
+    async def test_a_request_id_is_kept_or_made(self, service: Service) -> None:
+        url = f"http://127.0.0.1:{service.port}{SERVICE_PREFIX}api/home"
+        for sent, kept in (("abc-1", True), ("a b", False), ("x" * 65, False)):
+            answer = await AsyncHTTPClient().fetch(url, headers={"X-Request-ID": sent}, raise_error=False)
+            assert (answer.headers["X-Request-ID"] == sent) is kept
+            assert len(answer.headers["X-Request-ID"]) <= 64
 
     async def test_every_part_has_its_own_refusal(self, service: Service) -> None:
         assert (await get(service, SERVICE_PREFIX)).code == 302
@@ -175,12 +203,14 @@ class TestService:
         monkeypatch.setattr(service, "_open", lambda application: opened.wait())
         starting = asyncio.create_task(service.start())
         await asyncio.sleep(0)
-        assert json.loads((await get(service, "/health")).body) == {"status": "starting"}
-        answer = await get(service, SERVICE_PREFIX)
+        health = await get(service, "/health")
+        assert (health.code, json.loads(health.body)) == (503, {"status": "starting", "parts": {}})
+        answer = await get(service, SERVICE_PREFIX + "api/home")
         assert (answer.code, answer.headers["Retry-After"]) == (503, "1")
+        # The Hub ends itself where this page answers with an error for half a minute.
+        assert (await get(service, SERVICE_PREFIX)).code == 200
         opened.set()
         await starting
-        assert json.loads((await get(service, "/health")).body) == {"status": "ready"}
         await service.close()
 
     async def test_logins_survive_a_restart(self, environment: dict[str, str], service: Service) -> None:
@@ -188,6 +218,7 @@ class TestService:
         before = secret.read_bytes()
         assert len(before) == 32
         assert secret.stat().st_mode & 0o777 == 0o600
+        await service.close()
         again = Service(Settings.from_environment(environment))
         await again.start()
         assert secret.read_bytes() == before
@@ -207,8 +238,9 @@ class TestService:
 
 
 async def test_a_background_task_that_broke_is_started_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    service = Service(Settings.from_environment(environment))
     monkeypatch.setattr("hub_service.app._RESTART_AFTER_S", 0)
     attempts: list[int] = []
     going = asyncio.Event()
@@ -220,13 +252,41 @@ async def test_a_background_task_that_broke_is_started_again(
         going.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(_kept_running(run, "example"))
+    task = asyncio.create_task(service._kept_running(run, "example"))
     async with asyncio.timeout(10):
         await going.wait()
     task.cancel()
     await asyncio.wait({task})
     assert "example broke and is started again" in caplog.text
     assert "the disk is gone" in caplog.text
+
+
+class TestPort:
+    """A service whose Hub was killed may still be about to end when the next one starts."""
+
+    async def test_one_that_is_taken_is_waited_for(self, caplog: pytest.LogCaptureFixture) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            binding = asyncio.create_task(_bound(port, "127.0.0.1"))
+            while "waiting for its owner to end" not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+                await asyncio.sleep(0.01)
+            assert not binding.done()
+        async with asyncio.timeout(10):
+            bound = await binding
+        with bound:
+            assert bound.getsockname() == ("127.0.0.1", port)
+
+    async def test_one_that_stays_taken_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hub_service.app._PORT_ATTEMPTS", 2)
+        monkeypatch.setattr("hub_service.app._PORT_EVERY_S", 0)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(Unavailable, match=f"Port {port} is taken"):
+                await _bound(port, "127.0.0.1")
+
+    async def test_an_address_that_the_machine_does_not_have_is_named(self) -> None:
+        with pytest.raises(Unavailable, match=r"192\.0\.2\.1"):
+            await _bound(0, "192.0.2.1")
 
 
 async def test_the_process_serves_until_it_is_told_to_end(environment: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_service.audit import AuditLog, Decision, verify
+from hub_service.audit import AuditLog, Decision, fault
 from hub_service.store.base import AuditLine, Store
 from hub_service.store.memory import MemoryStore
 from hub_service.store.sql import SqlStore
@@ -24,11 +24,16 @@ def filled(store: Store) -> list[AuditLine]:
     return list(store.audit_lines())
 
 
+def broken_at(lines: list[AuditLine]) -> int | None:
+    found = fault(lines)
+    return None if found is None else found.sequence
+
+
 def test_a_whole_log_has_no_fault() -> None:
     lines = filled(MemoryStore())
     assert [line.sequence for line in lines] == [1, 2, 3, 4]
-    assert verify(lines) is None
-    assert verify([]) is None
+    assert fault(lines) is None
+    assert fault([]) is None
 
 
 def test_the_chain_holds_after_a_database_kept_it(tmp_path: Path) -> None:
@@ -40,7 +45,7 @@ def test_the_chain_holds_after_a_database_kept_it(tmp_path: Path) -> None:
     AuditLog(again, lambda: datetime(2026, 3, 1, 9, 30, 0, 5, tzinfo=timezone(timedelta(hours=9)))).note(
         "bert", Decision.JOINED, "p1", site="b"
     )
-    assert verify(again.audit_lines()) is None
+    assert fault(again.audit_lines()) is None
     assert len(again.audit_lines()) == 5
     again.close()
 
@@ -60,14 +65,14 @@ def test_the_chain_holds_after_a_database_kept_it(tmp_path: Path) -> None:
 def test_a_changed_line_is_found(change: dict[str, object]) -> None:
     lines = filled(MemoryStore())
     lines[2] = replace(lines[2], **change)  # type: ignore[arg-type]
-    assert verify(lines) == 3
+    assert broken_at(lines) == 3
 
 
 def test_a_missing_or_moved_line_is_found() -> None:
     lines = filled(MemoryStore())
-    assert verify([lines[0], *lines[2:]]) == 2
-    assert verify([lines[1], lines[0], *lines[2:]]) == 1
-    assert verify(lines[1:]) == 1
+    assert broken_at([lines[0], *lines[2:]]) == 2
+    assert broken_at([lines[1], lines[0], *lines[2:]]) == 1
+    assert broken_at(lines[1:]) == 1
 
 
 def test_a_decision_that_fails_leaves_no_line() -> None:

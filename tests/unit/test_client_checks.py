@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from federator.app_import import NameTaken, forget, import_attribute, import_for_first_use, own_line
-from federator.approvals import MAX_AGE_S, ApprovalCheck, NotApproved, RoundCheck
+from federator.approvals import MAX_AGE_S, ApprovalCheck, NobodyAnswers, NotApproved, RoundCheck
 from federator.contract import Conditions
-from federator.service_client import Unreachable
+from federator.service_client import NotAllowed, Unreachable
 
 
 class Service:
@@ -104,10 +104,19 @@ def test_no_answer_is_no_approval_and_is_not_kept(service: Service) -> None:
     check = ApprovalCheck(service, lambda: now)
     check.require("aa")
     now, service.away = MAX_AGE_S + 1, True
-    with pytest.raises(NotApproved, match="could not ask"):
+    with pytest.raises(NobodyAnswers, match="does not answer"):
         check.require("aa")
     service.away = False
     check.require("aa")
+
+
+def test_a_service_that_refuses_to_say_is_no_approval_either() -> None:
+    def refuse() -> dict[str, Conditions]:
+        raise NotAllowed("This token has expired.")
+
+    with pytest.raises(NotApproved, match="could not ask") as refused:
+        ApprovalCheck(refuse, lambda: 0.0).require("aa")
+    assert not isinstance(refused.value, NobodyAnswers)
 
 
 MakeApp = Callable[[str, str], Path]

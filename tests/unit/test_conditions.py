@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from federator.contract import ApprovalRequest, ApprovalState, Conditions, MemberState, RunStatus
 
-from hub_service.audit import verify
+from hub_service.audit import fault
 from hub_service.changes import RUNS_TOPIC, user_topic
 from hub_service.domain.approvals import LEAST_MESSAGE
 from hub_service.domain.errors import Conflict, Forbidden, Invalid, NotFound
@@ -303,7 +303,7 @@ class TestHistory:
         assert history[1].conditions == ALL_OF_THEM
         assert history[1].expires_at
         assert history[2].conditions == Conditions()
-        assert verify(federation.store.audit_lines()) is None
+        assert fault(federation.store.audit_lines()) is None
         line = federation.store.audit_lines_of(project_id)[-2]
         assert (line.detail["most_rounds"], line.detail["largest_message"]) == ("5", "1000000")
         assert line.detail["members"] == '["anna", "bert"]'

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federator.contract import ApprovalState, ClientState, MemberState, RunStatus, Scope
+from federator.contract import ApprovalState, ClientState, MemberState, OutagePolicy, RunStatus, Scope
 
-from hub_service.audit import Decision, verify
+from hub_service.audit import Decision, fault
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic
 from hub_service.domain.errors import Conflict, FederationError, Forbidden, Invalid, NotFound, Unavailable
 from hub_service.domain.policy import Action
@@ -115,6 +115,25 @@ class TestApps:
         assert federation.coordinator.app_review(STEWARDS["a"], project_id, fab_hash).version.number == 1
         with pytest.raises(NotFound):
             federation.coordinator.app_review(STEWARDS["b"], project_id, fab_hash)
+
+
+class TestOutageSettings:
+    def test_the_owner_sets_them(self, federation: Federation) -> None:
+        project_id = federation.new_project()
+        detail = federation.coordinator.set_outage(ANNA, project_id, OutagePolicy.CONTINUE, 60.0)
+        assert (detail.on_outage, detail.grace_s) == (OutagePolicy.CONTINUE, 60.0)
+        assert federation.coordinator.project(ANNA, project_id) == detail
+        assert federation.store.audit_lines()[-1].action == Decision.PROJECT_CHANGED
+
+    @pytest.mark.parametrize("grace_s", [4.9, -1.0, 7 * 24 * 3600 + 1, float("inf"), float("nan")])
+    def test_no_grace_time(self, federation: Federation, grace_s: float) -> None:
+        with pytest.raises(Invalid, match="grace time"):
+            federation.coordinator.set_outage(ANNA, federation.new_project(), OutagePolicy.STOP, grace_s)
+
+    async def test_a_member_does_not(self, federation: Federation) -> None:
+        project_id, _, _ = await federation.ready_project()
+        with pytest.raises(Forbidden, match="owner"):
+            federation.coordinator.set_outage(BERT, project_id, OutagePolicy.STOP, 60.0)
 
 
 class TestMembers:
@@ -483,7 +502,7 @@ class TestRuns:
         project_id, _, _ = await federation.ready_project()
         run_id = federation.coordinator.start_run(ANNA, project_id, 1, False).id
         with pytest.raises(NotFound, match="no model"):
-            federation.coordinator.model_path(BERT, run_id)
+            await federation.coordinator.model_path(BERT, run_id)
         source = tmp_path / "model"
         source.write_bytes(b"weights")
         sha256, size = federation.artifacts.put_model(source)
@@ -507,7 +526,7 @@ class TestRuns:
                 for node, loss, examples in ((7, 1.0, 30), (8, 2.0, 10))
             ],
         )
-        assert federation.coordinator.model_path(BERT, run_id).read_bytes() == b"weights"
+        assert (await federation.coordinator.model_path(BERT, run_id)).read_bytes() == b"weights"
         record = federation.coordinator.record(BERT, run_id)
         assert json.loads(json.dumps(record)) == record
         assert record["participants"] == [
@@ -526,9 +545,11 @@ class TestRuns:
         run_id = federation.coordinator.start_run(ANNA, project_id, 1, False).id
         ask = federation.coordinator
         for unknown in (run_id, "nothing"):
-            for call in (ask.run, ask.model_path, ask.record, ask.stop_run):
+            for call in (ask.run, ask.record, ask.stop_run):
                 with pytest.raises(NotFound, match="no such project"):
                     call(CARL, unknown)
+            with pytest.raises(NotFound, match="no such project"):
+                await ask.model_path(CARL, unknown)
 
 
 class TestClients:
@@ -610,24 +631,24 @@ class TestClients:
         with pytest.raises(NotFound):
             ask.site_approvals(BERT, "nothing")
         with pytest.raises(NotFound):
-            ask.approved_app(BERT, participation_id, "ab" * 32)
+            await ask.approved_app(BERT, participation_id, "ab" * 32)
 
     async def test_a_server_gets_an_app_while_it_is_approved_for_its_dataset(self, federation: Federation) -> None:
         project_id = federation.new_project(fab=b"app 1")
         mine = federation.join(project_id, ANNA)
         fab_hash = federation.newest_hash(project_id)
         with pytest.raises(NotFound, match="approved"):
-            federation.coordinator.approved_app(ANNA, mine, fab_hash)
+            await federation.coordinator.approved_app(ANNA, mine, fab_hash)
         federation.decide(project_id, "a")
-        assert federation.coordinator.approved_app(ANNA, mine, fab_hash) == b"app 1"
+        assert await federation.coordinator.approved_app(ANNA, mine, fab_hash) == b"app 1"
         federation.decide(project_id, "a", ApprovalState.REVOKED)
         with pytest.raises(NotFound, match="approved"):
-            federation.coordinator.approved_app(ANNA, mine, fab_hash)
+            await federation.coordinator.approved_app(ANNA, mine, fab_hash)
 
     async def test_a_supernodes_app_is_given_to_no_server(self, federation: Federation) -> None:
         project_id, participation_id = await federation.supernode_project()
         with pytest.raises(Forbidden):
-            federation.coordinator.approved_app(DORA, participation_id, federation.newest_hash(project_id))
+            await federation.coordinator.approved_app(DORA, participation_id, federation.newest_hash(project_id))
 
     @pytest.mark.parametrize(
         ("state", "detail", "shown"),
@@ -782,7 +803,7 @@ async def test_every_decision_is_one_line_of_a_whole_log(federation: Federation)
     await federation.coordinator.invite(ANNA, project_id, "carl")
     federation.coordinator.remove_member(ANNA, project_id, "carl")
     lines = federation.store.audit_lines()
-    assert verify(lines) is None
+    assert fault(lines) is None
     assert actions_noted(federation) == [
         Decision.PROJECT_CREATED,
         Decision.APP_ADDED,

@@ -22,7 +22,10 @@ from spawner.sites import TLS_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "images/README.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "images/README.md", "deploy/compose/README.md")
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -52,3 +52,20 @@ async def test_a_hub_that_is_gone_is_unavailable() -> None:
         url = hub.url
     with pytest.raises(Unavailable, match="does not answer"):
         await HubClient(url, SERVICE_TOKEN).user("bert")
+
+
+async def test_the_people_of_a_site_are_those_of_its_group() -> None:
+    async with FakeHubApi() as hub:
+        hub.people = {name: {"name": name, "groups": [f"site-{site}"]} for name, site in (("anna", "a"), ("bert", "b"))}
+        client = HubClient(hub.url, SERVICE_TOKEN)
+        assert await client.people_of("b") == {"bert"}
+        assert await client.people_of("c") == frozenset()  # nobody is left, or the group is gone
+        with pytest.raises(Unavailable, match="does not answer"):
+            await HubClient(hub.url, "wrong-token").people_of("b")
+
+
+@pytest.mark.parametrize("body", ["<html>", "{}", "[]", '{"users": null}'])
+async def test_an_answer_that_describes_no_group_is_unavailable(body: str) -> None:
+    async with RamblingHubApi(body) as hub:
+        with pytest.raises(Unavailable):
+            await HubClient(hub.url, SERVICE_TOKEN).people_of("b")

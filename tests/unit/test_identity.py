@@ -27,6 +27,7 @@ from hub_service.identity import (
     hub_auth_from_environment,
     principal_of,
 )
+from hub_service.rate_limits import RateLimits
 from tests.fakes.hub_api import FakeHubApi, SickHubApi
 
 RESEARCHER = {
@@ -130,6 +131,7 @@ async def serving(hub: FakeHubApi) -> AsyncIterator[Browser]:
             (SERVICE_PREFIX + "oauth_callback", OAuthCallback),
         ],
         hub_auth=auth,
+        rate_limits=RateLimits(),
         cookie_secret="a secret of this test",
         xsrf_cookies=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,55 @@ def test_a_key_is_registered_once(tmp_path: Path) -> None:
     state.delete_node("owner", node_id)
     with pytest.raises(ValueError, match="already in use"):
         state.create_node("owner", "name", KEYS[0], 30.0)
+
+
+def test_keys_are_registered_at_once(tmp_path: Path) -> None:
+    """Flower's handlers come from several threads, and all write one file."""
+    state = state_in(tmp_path)
+    keys = [f"key {number}".encode() for number in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(lambda key: state.create_node("owner", "name", key, 30.0), keys))
+    after = state_in(tmp_path)
+    assert [after.create_node("owner", "name", key, 30.0) for key in keys] == ids
+
+
+def test_a_node_keeps_its_id_with_a_new_key(tmp_path: Path) -> None:
+    """Also one that was taken out, and one that this process has never known. The earlier keys open nothing."""
+    state = state_in(tmp_path)
+    node_id = state.create_node("owner", "name", KEYS[0], 30.0)
+    state.activate_node(node_id, 30.0)
+    state.give_key(node_id, KEYS[1])
+    assert [state.get_node_id_by_public_key(key) for key in KEYS] == [None, node_id]
+    state.delete_node("owner", node_id)
+    state.give_key(node_id, KEYS[0])
+    assert [state.get_node_id_by_public_key(key) for key in KEYS] == [node_id, None]
+    assert state.activate_node(node_id, 30.0)
+    with pytest.raises(ValueError, match="already in use"):
+        state.give_key(node_id + 1, KEYS[0])
+    after = state_in(tmp_path)
+    after.give_key(node_id, KEYS[1])
+    assert after.get_node_id_by_public_key(KEYS[1]) == node_id
+    assert state_in(tmp_path).create_node("owner", "name", KEYS[1], 30.0) == node_id
+
+
+def test_nobody_is_answered_for_but_a_node_that_was_taken_out(tmp_path: Path) -> None:
+    """Where Flower's own state answers with an error at once."""
+    state = state_in(tmp_path)
+    ids = [state.create_node("owner", "name", key, 30.0) for key in KEYS]
+    for node_id in ids:
+        state.activate_node(node_id, 30.0)
+    run_id = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, "owner", "serverapp")
+    messages = [stored(state, run_id, node_id, str(place) * 64) for place, node_id in enumerate(ids)]
+    assert not state.silent_nodes()
+    state.deactivate_node(ids[0])
+    assert state.get_message_res(set(messages), run_id) == []
+    assert state.silent_nodes().keys() == {ids[0]}
+    state.acknowledge_node_heartbeat(ids[0], 30.0)
+    assert not state.silent_nodes()
+    state.delete_node("owner", ids[1])
+    (answer,) = state.get_message_res(set(messages), run_id)
+    assert answer.metadata.reply_to_message_id == messages[1]
+    assert answer.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def test_an_expired_message_is_answered_with_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from federator.contract import ApprovalState, ClientState
 
-from hub_service.audit import verify
+from hub_service.audit import fault
 from hub_service.changes import RUNS_TOPIC, project_topic
 from hub_service.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from hub_service.node_keys import fingerprint, flower_form
@@ -151,7 +151,7 @@ class TestSupernodes:
             (STEWARD.name, "node-registered", project_id, detail),
             (STEWARD.name, "node-removed", project_id, detail),
         ]
-        assert verify(lines) is None
+        assert fault(lines) is None
 
     async def test_nobody_else_may(self, federation: Federation) -> None:
         _, participation_id = await federation.supernode_project()

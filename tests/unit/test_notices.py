@@ -28,7 +28,7 @@ from hub_service.domain.notices import Notice, NoticeKind
 from hub_service.domain.projects import Project
 from hub_service.notices.endings import Endings
 from hub_service.notices.mail import Mail, MailServer, Security, addresses_by
-from hub_service.notices.outbox import MOST_WAITING, TRIES, Delivery, NotSent, Outbox
+from hub_service.notices.outbox import MOST_WAITING, TRIES, Delivery, NotSent, Outbox, Undelivered
 from hub_service.notices.webhook import SIGNATURE_HEADER, Receiver, Webhook
 from tests.fakes.federation import ANNA, SITES, STEWARDS, Federation
 
@@ -115,6 +115,7 @@ class Receiving(RequestHandler):
     def post(self) -> None:
         self._got.append((dict(self.request.headers), self.request.body))
         self.set_status(self._statuses.pop(0) if self._statuses else 204)
+        self.set_header("Location", "/hook")  # counts for a redirect, which nobody may follow
         self._news.set()
 
 
@@ -225,7 +226,7 @@ async def test_the_webhook_gets_signed_json(receiver: HttpReceiver) -> None:
     assert receiver.url not in repr(webhook._receiver)
 
 
-@pytest.mark.parametrize(("statuses", "posts"), [([503, 429], 3), ([400], 1), ([302], 1)])
+@pytest.mark.parametrize(("statuses", "posts"), [([503, 429], 3), ([400], 1), ([302], 1), ([307], 1)])
 async def test_only_what_may_work_later_is_tried_again(
     receiver: HttpReceiver, caplog: pytest.LogCaptureFixture, statuses: list[int], posts: int
 ) -> None:
@@ -269,6 +270,35 @@ async def test_what_never_works_is_logged_once_and_given_up(caplog: pytest.LogCa
             await channel.worn_out.wait()
     assert channel.tried == TRIES
     assert caplog.messages == ["broken: it is broken"]
+
+
+class Mended(Broken):
+    """A channel that works again once it was given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = asyncio.Event()
+
+    async def _fail(self) -> None:
+        if self.worn_out.is_set():
+            self.sent.set()
+            return
+        await super()._fail()
+
+
+async def test_what_was_given_up_is_sent_again_when_an_administrator_asks() -> None:
+    channel = Mended()
+    outbox = Outbox([channel], link, first_wait_s=0.0001)
+    assert (outbox.waiting, outbox.undelivered(), outbox.send_again()) == (0, [], 0)
+    async with sending(outbox):
+        outbox.tell(NOTICE)
+        assert outbox.waiting == 1
+        async with asyncio.timeout(10):
+            await channel.worn_out.wait()
+            assert outbox.undelivered() == [Undelivered("broken", 1, "it is broken")]
+            assert outbox.send_again() == 1
+            await channel.sent.wait()
+    assert (outbox.waiting, outbox.undelivered(), outbox.send_again()) == (0, [], 0)
 
 
 async def test_the_queue_has_an_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,8 @@ import pytest
 from federator.framing import BadFrame, pack
 from federator.parcel import Data, Letter, content_of, halved, letter_of, may_halve, npy_bytes, plain_array
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.recorddict_pb2 import MetricRecord as MetricRecordProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 WEIGHTS = ArrayRecord({"w": Array(np.arange(6, dtype=np.float32).reshape(2, 3)), "steps": Array(np.array(7))})
 BIAS = ArrayRecord({"b": Array(np.zeros(0))})
@@ -172,3 +174,21 @@ def test_an_array_has_the_bytes_that_numpy_writes(values: np.ndarray) -> None:
 def test_objects_are_no_array() -> None:
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         npy_bytes(np.array([object()]))
+
+
+NO_VALUE = RecordDictProto(items=[RecordDictProto.Item(key="a", metric_record=MetricRecordProto(items=[{"key": "b"}]))])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pack([b"", b"[" * 100_000], {}),
+        pack([RecordDictProto(items=[RecordDictProto.Item(key="a")]).SerializeToString(), b"[]"], {}),
+        pack([NO_VALUE.SerializeToString(), b"[]"], {}),
+    ],
+    ids=["names that do not end", "a record of no kind", "a metric without a value"],
+)
+def test_a_letter_that_flower_stumbles_over_is_no_letter(body: bytes) -> None:
+    """Else a site's answer would end the ServerApp of all."""
+    with pytest.raises(BadFrame):
+        content_of(Letter.unpacked(body), lambda *_: [], plain_array)

@@ -24,7 +24,15 @@ def membership(user: str, state: MemberState = MemberState.JOINED, project_id: s
     return Member(project_id, user, state, "anna", NOW)
 
 
-OWNER_ONLY = {Action.INVITE, Action.REMOVE, Action.ADD_APP, Action.START, Action.STOP}
+OWNER_ONLY = {
+    Action.INVITE,
+    Action.REMOVE,
+    Action.EDIT,
+    Action.ADD_APP,
+    Action.START,
+    Action.STOP,
+    Action.DELETE,
+}
 EVERY_MEMBER = {Action.SEE, Action.SEE_RUNS, Action.DOWNLOAD, Action.JOIN, Action.LEAVE}
 INVITED = {Action.SEE, Action.JOIN, Action.DECLINE}
 

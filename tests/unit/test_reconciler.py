@@ -11,21 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federator.contract import ApprovalState, ClientState, Conditions, RunStatus
+from federator.contract import ApprovalState, ClientState, Conditions, OutagePolicy, RunStatus
 
-from hub_service import reconciler
+from hub_service import reconciler, run_driver
 from hub_service.aggregators.events import EVENTS_FILE
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
 from hub_service.domain.notices import Notice
-from hub_service.domain.runs import EventKind, Run, RunEvent
+from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
 from tests.fakes.aggregators import (
     CannotStop,
+    EndsWhileItIsStopped,
     FakeAggregators,
     FakeSuperLink,
     ForgetfulSuperLink,
+    IsKilledInItsFirstStart,
     LosesItsEndpoint,
+    LosesServerApps,
     NeverStarts,
     OutOfReach,
     RefusingSuperLink,
@@ -158,7 +161,7 @@ async def test_a_run_goes_from_start_to_model(tmp_path: Path) -> None:
         assert (run.status, run.message, run.phase) == (RunStatus.FINISHED, "", "")
         assert run.finished_at == at.federation.clock.now
         assert (run.model_size, run.model_round) == (7, 3)
-        assert at.federation.coordinator.model_path(BERT, run_id).read_bytes() == b"weights"
+        assert (await at.federation.coordinator.model_path(BERT, run_id)).read_bytes() == b"weights"
         assert at.backend.stopped == [project_id]
         assert at.federation.store.audit_lines()[-2].action == Decision.RUN_ENDED
         detail = at.federation.coordinator.run(BERT, run_id)
@@ -252,14 +255,81 @@ async def test_a_failed_serverapp_says_why_with_site_names(tmp_path: Path) -> No
         assert run.message == "not all sites connected within 30 s; missing: b"
 
 
-async def test_a_crashed_serverapp_is_told_by_its_last_words(tmp_path: Path) -> None:
+async def test_a_lost_aggregator_is_begun_anew_and_its_open_round_is_void(tmp_path: Path) -> None:
+    backend = LosesServerApps(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        a, b = at.node(at.first), at.node(at.second)
+        backend.report(project_id, run_id, FEDERATED, sent(a, 1), sent(b, 1), reply(b, 1), reply(a, 1), sent(a, 2))
+        await at.until(lambda: at.run(run_id).round == 2, project_id)
+        backend.report(project_id, run_id, reply(a, 2, loss=9.0))
+        backend.lose(run_id)
+        await at.until(lambda: len(at.superlink.runs) == 2, project_id)
+        run = at.run(run_id)
+        assert (run.status, run.phase, run.resumed) == (RunStatus.WAITING, "resuming after round 1", 1)
+        assert backend.stopped == [project_id]
+        assert backend.specs[run_id].node_ids == (a, b)
+        resumed = RunEvent(EventKind.RESUMED, 5.0, "federated", 1)
+        backend.report(project_id, run_id, resumed, sent(a, 2), sent(b, 2), reply(a, 2, loss=1.0), FINISHED)
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.round, run.resumed) == (RunStatus.FINISHED, 2, 1)
+        lines = [(one.action, one.detail) for one in at.federation.store.audit_lines() if one.actor == "service"]
+        assert lines[:3] == [
+            (Decision.ROUND_FINISHED, {"run": run_id, "round": "1", "sites": "a,b"}),
+            (Decision.RUN_RESUMED, {"run": run_id, "times": "1"}),
+            (Decision.ROUND_FINISHED, {"run": run_id, "round": "2", "sites": "a"}),
+        ]
+        assert at.federation.coordinator.run(ANNA, run_id).rounds[1].train == {"loss": 1.0}
+
+
+async def test_what_a_lost_aggregator_had_ended_is_not_begun_anew(tmp_path: Path) -> None:
+    backend = EndsWhileItIsStopped(tmp_path / "projects", FEDERATED, FINISHED)
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        backend.lose(run_id)
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.resumed) == (RunStatus.FINISHED, 0)
+
+
+async def test_the_owner_stops_a_run_that_is_begun_anew(tmp_path: Path) -> None:
+    backend = LosesServerApps(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        backend.in_order = False
+        backend.lose(run_id)
+        await at.until(lambda: "waiting for its aggregator" in at.run(run_id).phase, project_id)
+        at.federation.coordinator.stop_run(ANNA, run_id)
+        assert (await at.ended(project_id, run_id)).status is RunStatus.STOPPED
+
+
+async def test_an_aggregator_is_waited_for_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when an engine is restarted."""
+    monkeypatch.setattr(run_driver, "_RETRY_S", 0.01)
+    backend = LosesServerApps(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        backend.in_order = False
+        backend.lose(run_id)
+        await at.until(lambda: "waiting for its aggregator" in at.run(run_id).phase, project_id)
+        backend.in_order = True
+        await at.until(lambda: len(at.superlink.runs) == 2, project_id)
+        monkeypatch.setattr(run_driver, "PATIENCE_S", 0.05)
+        backend.in_order = False
+        backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 1))
+        backend.lose(run_id)
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.message) == (RunStatus.FAILED, "The engine is away.")
+
+
+async def test_a_serverapp_that_is_lost_again_and_again_is_told_by_its_last_words(tmp_path: Path) -> None:
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
         at.backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 1))
         at.backend.crash(project_id, run_id, "Traceback...\n\x1b[31mMemoryError: too large\x1b[0m\n\n")
         run = await at.ended(project_id, run_id)
         assert run.status is RunStatus.FAILED
-        assert "The aggregator ended before the run did." in run.message
+        assert "The aggregator was lost 3 times without a finished round." in run.message
+        assert run.resumed == 2
         assert "MemoryError: too large" in run.message
         assert "\x1b" not in run.message
         assert "Start the run again" in run.message
@@ -279,7 +349,7 @@ async def test_a_serverapp_that_never_wrote_a_log(tmp_path: Path) -> None:
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
         at.backend.exits[run_id] = -1
-        assert "ended before the run did" in (await at.ended(project_id, run_id)).message
+        assert "lost 3 times" in (await at.ended(project_id, run_id)).message
 
 
 async def test_what_was_written_just_before_the_exit_counts(tmp_path: Path) -> None:
@@ -297,6 +367,15 @@ async def test_an_aggregator_that_does_not_start_fails_the_run(tmp_path: Path) -
         run = await at.ended(project_id, run_id)
         assert run.status is RunStatus.FAILED
         assert run.message == "The project's aggregator did not start. Ask the Hub's administrators."
+
+
+async def test_an_aggregator_that_is_killed_while_it_starts_is_started_once_more(tmp_path: Path) -> None:
+    backend = IsKilledInItsFirstStart(tmp_path / "projects")
+    async with stage(tmp_path, backend=backend) as at:
+        project_id, run_id = await at.started()
+        at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+        assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
+        assert backend.starts == 2
 
 
 async def test_a_missing_app_fails_the_run(tmp_path: Path) -> None:
@@ -368,7 +447,7 @@ async def test_a_withdrawn_approval_takes_the_node_out_and_a_new_one_lets_a_new_
         at.federation.decide(project_id, "b")
         key = at.federation.connect(BERT, at.second)
         await at.until(lambda: at.federation.participation(at.second).node_id is not None, project_id)
-        assert at.superlink.nodes[key] == at.node(at.second) != old
+        assert at.superlink.nodes[key] == at.node(at.second) == old
         assert at.run(run_id).nodes[str(at.node(at.second))] == "b"
 
 
@@ -407,13 +486,60 @@ async def test_the_end_of_a_run_is_told_to_who_started_it(tmp_path: Path) -> Non
         assert "4711" not in notice.text
 
 
-async def test_a_replaced_key_is_unregistered_and_the_new_one_kept(tmp_path: Path) -> None:
+async def test_the_project_says_what_a_run_does_in_an_outage(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, at.first, _ = await at.federation.ready_project()
+        at.federation.coordinator.set_outage(ANNA, project_id, OutagePolicy.CONTINUE, 60.0)
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+        at.federation.coordinator.set_outage(ANNA, project_id, OutagePolicy.STOP, 5.0)  # for the next run
+        spec = at.backend.specs[run_id]
+        assert (spec.on_outage, spec.grace_s) == (OutagePolicy.CONTINUE, 60.0)
+        detail = at.federation.coordinator.run(ANNA, run_id)
+        assert (detail.on_outage, detail.grace_s) == (OutagePolicy.CONTINUE, 60.0)
+
+
+@pytest.mark.parametrize("on_outage", [OutagePolicy.WAIT, OutagePolicy.STOP])
+async def test_the_owner_is_told_once_the_grace_time_is_over(tmp_path: Path, on_outage: OutagePolicy) -> None:
+    """Not before, and of nodes that we know only: a project's own code writes the events."""
+    async with stage(tmp_path) as at:
+        project_id, at.first, _ = await at.federation.ready_project()
+        at.federation.coordinator.set_outage(ANNA, project_id, on_outage, 60.0)
+        run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
+        await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
+        a = at.node(at.first)
+        silent = RunEvent(EventKind.OUTAGE, 100.0, "federated", 1, seconds=3.0, text=str(a))
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), silent)
+        await at.until(lambda: "waiting for a, silent since" in at.run(run_id).phase, project_id)
+        assert at.told == []
+        at.backend.report(project_id, run_id, replace(silent, seconds=60.0, text=f"{a},see http://evil.example"))
+        at.backend.report(project_id, run_id, sent(a, 2))
+        await at.until(lambda: at.run(run_id).round == 2, project_id)
+        expected = [("Lungs: run 1 waits for a", ("anna",))] if on_outage is OutagePolicy.WAIT else []
+        assert [(notice.subject, notice.users) for notice in at.told] == expected
+
+
+async def test_the_owner_is_told_of_a_site_that_was_left_out(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        a, b = at.node(at.first), at.node(at.second)
+        gone = RunEvent(EventKind.REPLY, 9.0, "federated", 1, "train", a, text=f"{LEFT_OUT} for 120 s")
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), sent(b, 1), gone, sent(b, 2))
+        await at.until(lambda: at.run(run_id).round == 2, project_id)
+        assert [notice.subject for notice in at.told] == ["Lungs: run 1 goes on without a"]
+        first, second = at.federation.coordinator.run(ANNA, run_id).rounds
+        assert (first.absent, second.absent) == ((), ("a",))
+        assert first.sites[0].error == f"{LEFT_OUT} for 120 s"
+
+
+async def test_a_client_with_a_new_key_stays_the_node_that_it_was(tmp_path: Path) -> None:
     async with stage(tmp_path) as at:
         project_id, _ = await at.started()
         old = at.node(at.first)
         key = at.federation.connect(ANNA, at.first)
         await at.until(lambda: at.federation.participation(at.first).node_id is not None, project_id)
-        assert at.superlink.unregistered == [old]
+        assert at.superlink.nodes[key] == at.node(at.first) == old
+        assert at.superlink.unregistered == []
         assert at.federation.participation(at.first).public_key == key
 
 
@@ -511,14 +637,18 @@ async def test_a_model_that_cannot_be_kept_is_told_and_the_run_ends(tmp_path: Pa
 
 
 class TestRestart:
-    async def test_the_end_of_the_service_ends_its_runs_with_a_word(self, tmp_path: Path) -> None:
+    async def test_the_end_of_the_service_leaves_its_runs_to_the_next_one(self, tmp_path: Path) -> None:
         at = Stage(tmp_path)
         async with at:
             project_id, run_id = await at.started()
-        assert at.run(run_id).status is RunStatus.FAILED
-        assert at.run(run_id).message == "The service was restarted during the run. Start the run again."
-        assert await at.backend.running() == []
-        assert at.backend.stopped == [project_id]
+        assert at.run(run_id).status is RunStatus.WAITING
+        assert await at.backend.running() == [project_id]
+        assert at.backend.stopped == []
+        at.reconciler = at.new_reconciler()
+        async with at:
+            at.backend.report(project_id, run_id, FINISHED)
+            run = await at.ended(project_id, run_id)
+        assert (run.status, run.resumed) == (RunStatus.FINISHED, 0)
 
     async def test_a_run_whose_aggregator_lives_is_gone_on_with(self, tmp_path: Path) -> None:
         async with Stage(tmp_path) as at:
@@ -541,16 +671,17 @@ class TestRestart:
             kinds = [event.kind for event in at.federation.store.events(run_id)]
             assert kinds == [EventKind.PHASE, EventKind.SENT, EventKind.REPLY, EventKind.FINISHED]
 
-    async def test_a_run_whose_aggregator_died_fails_and_idle_aggregators_are_stopped(self, tmp_path: Path) -> None:
+    async def test_a_run_whose_aggregator_died_is_begun_anew_and_idle_ones_are_stopped(self, tmp_path: Path) -> None:
         at = Stage(tmp_path)
         project_id, _, _ = await at.federation.ready_project()
         run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
         at.federation.store.put_run(replace(at.run(run_id), status=RunStatus.RUNNING))
         await at.backend.start("idle")
         async with at:
+            await at.until(lambda: run_id in at.backend.specs, project_id)
+            at.backend.report(project_id, run_id, FINISHED)
             run = await at.ended(project_id, run_id)
-        assert run.status is RunStatus.FAILED
-        assert "restarted" in run.message
+        assert (run.status, run.resumed) == (RunStatus.FINISHED, 1)
         assert "idle" in at.backend.stopped
 
     async def test_a_run_that_was_only_asked_for_is_started(self, tmp_path: Path) -> None:
@@ -562,11 +693,11 @@ class TestRestart:
             at.backend.report(project_id, run_id, FINISHED)
             assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
 
-    async def test_an_aggregator_that_is_gone_before_the_first_look_fails_the_run(self, tmp_path: Path) -> None:
+    async def test_an_aggregator_that_is_always_gone_before_the_first_look_fails_the_run(self, tmp_path: Path) -> None:
         async with Stage(tmp_path, backend=LosesItsEndpoint(tmp_path / "projects")) as at:
             project_id, _, _ = await at.federation.ready_project()
             run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
-            assert "aggregator is gone" in (await at.ended(project_id, run_id)).message
+            assert "lost 3 times" in (await at.ended(project_id, run_id)).message
 
 
 async def test_runs_wait_until_it_is_known_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,10 +711,7 @@ async def test_runs_wait_until_it_is_known_what_runs(tmp_path: Path, monkeypatch
         assert at.run(run_id).status is RunStatus.STARTING
         backend.reachable = True
         await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
-        backend.reachable = False
-        backend.stopped.clear()
-    assert at.run(run_id).status is RunStatus.FAILED
-    assert backend.stopped == [project_id]
+    assert backend.stopped == []
 
 
 async def test_what_is_no_event_ends_the_run_with_the_reason(tmp_path: Path) -> None:

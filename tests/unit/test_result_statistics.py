@@ -228,6 +228,7 @@ def test_the_last_and_the_best_model_are_kept_then_the_newest_that_fit(tmp_path:
     kept = models.collect(artifacts, best=2)
     assert [(one.round, one.size) for one in kept] == [(2, 10), (4, 10), (5, 10), (6, 10)]
     assert artifacts.model(kept[0].sha256).read_bytes() == bytes([2]) * 10
+    models.clear()
     assert not list(tmp_path.glob("model-*"))
 
 

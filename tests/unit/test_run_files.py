@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 from pathlib import Path
@@ -108,3 +110,41 @@ def test_events_are_read_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(events_module, "_AT_ONCE", 10)
     with pytest.raises(Invalid, match="more events"):
         read_events(tmp_path)
+
+
+def event_line(**changes: object) -> str:
+    return json.dumps({**dataclasses.asdict(RunEvent(EventKind.REPLY, 1.0, text="fine")), **changes}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"round": "1"},
+        {"round": 1.5},
+        {"round": True},
+        {"round": None},
+        {"size": 2**63},
+        {"node_id": -1},
+        {"node_id": 2**64},
+        {"at": "noon"},
+        {"seconds": None},
+        {"metrics": {"loss": "low"}},
+        {"metrics": {"loss": 10**400}},
+        {"metrics": []},
+        {"counts": []},
+        {"text": 7},
+        {"kind": "unheard-of"},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_what_no_database_keeps_is_no_event(tmp_path: Path, changes: dict[str, object]) -> None:
+    (tmp_path / EVENTS_FILE).write_text(event_line(**changes))
+    with pytest.raises(Invalid, match="no event"):
+        read_events(tmp_path)
+
+
+def test_texts_of_an_apps_own_are_read_as_they_can_be_kept(tmp_path: Path) -> None:
+    (tmp_path / EVENTS_FILE).write_text(event_line(text="a\x00b", message_type="train.\ud800x", node_id=2**64 - 1))
+    [event], _ = read_events(tmp_path)
+    assert (event.text, event.message_type, event.node_id) == ("a\ufffdb", "train.?x", 2**64 - 1)

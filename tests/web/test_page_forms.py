@@ -338,3 +338,31 @@ def test_every_state_has_a_word() -> None:
     assert all(words)
     rendered = Templates("/f/").url("projects", "a/b <c>")
     assert rendered == "/f/projects/a%2Fb%20%3Cc%3E"
+
+
+async def test_a_project_is_deleted_by_its_name(world: World, tmp_path: Path) -> None:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.report_round(project_id, run_id, 1)
+    async with logged_in(world, "ben") as browser:
+        assert "Delete this project" not in (await browser.get(f"projects/{project_id}")).text
+        assert (await browser.get(f"projects/{project_id}/delete")).status_code == 403
+    async with logged_in(world, "ada") as browser:
+        assert "Delete this project" in (await browser.get(f"projects/{project_id}")).text
+        in_flight = await browser.get(f"projects/{project_id}/delete")
+        assert in_flight.status_code == 409
+        assert "Stop it first" in in_flight.text
+        world.finish_run(project_id, run_id, b"weights", tmp_path)
+        asked = await browser.get(f"projects/{project_id}/delete")
+        assert "1 run</strong>" in asked.text
+        assert "1 model</strong>, 7 bytes" in asked.text
+        assert "North Hospital, South Clinic</strong>" in asked.text
+        assert "ben</strong>, who is told" in asked.text
+        wrong = await browser.post(f"projects/{project_id}/delete", data={"name": "Lung", **token(browser)})
+        assert wrong.status_code == 400
+        assert "not the project's name" in alerts(wrong)
+        assert world.store.project(project_id) is not None
+        done = await browser.post(f"projects/{project_id}/delete", data={"name": "Lungs", **token(browser)})
+        assert "“Lungs” is deleted." in alerts(done)
+        assert (await browser.get(f"projects/{project_id}")).status_code == 404
+    assert world.store.project(project_id) is None

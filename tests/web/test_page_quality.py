@@ -156,6 +156,15 @@ async def project_with_supernode(world: World, folder: Path) -> tuple[str, str]:
 
 
 @scene
+async def project_delete(world: World, folder: Path) -> tuple[str, str]:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.report_round(project_id, run_id, 1)
+    world.finish_run(project_id, run_id, b"weights", folder)
+    return "ada", f"projects/{project_id}/delete"
+
+
+@scene
 async def approvals_of_no_site(world: World, folder: Path) -> tuple[str, str]:
     return "ada", "approvals"
 
@@ -220,6 +229,30 @@ async def version(world: World, folder: Path) -> tuple[str, str]:
 @scene
 async def error(world: World, folder: Path) -> tuple[str, str]:
     return "ada", "none"
+
+
+@scene
+async def administration_empty(world: World, folder: Path) -> tuple[str, str]:
+    return "robin", "administration"
+
+
+@scene
+async def administration(world: World, folder: Path) -> tuple[str, str]:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.report_round(project_id, run_id, 1)
+    for one in (project_id, "a-project-that-is-gone"):
+        await world.backend.start(one)
+    world.coordinator.report_client(
+        world.principal("ben"), world.participation(project_id, "ben"), ClientState.FAILED, "No GPU."
+    )
+    world.project("ben", "Knees <and> hips")
+    return "robin", "administration"
+
+
+@scene
+async def panel_of_an_administrator(world: World, folder: Path) -> tuple[str, str]:
+    return "robin", "../../hub/home"
 
 
 @scene

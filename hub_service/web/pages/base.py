@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from federator import logs
 from federator.contract import Problem, Site
 from tornado.escape import json_encode
 from tornado.httputil import HTTPInputError, parse_body_arguments
@@ -52,10 +53,17 @@ class PageHandler(Answering, PageIdentity):
             "flash": self._take_flash(),
             "xsrf": self.xsrf_token.decode("ascii"),
             "address": hub_address(self.request),
+            "administers": principal is not None and self.parts.coordinator.administers(principal),
         }
 
     def write_problem(self, status: int, problem: Problem) -> None:
-        self.render_page("error.html", status=status, reason=HTTPStatus(status).phrase, problem=problem)
+        self.render_page(
+            "error.html",
+            status=status,
+            reason=HTTPStatus(status).phrase,
+            problem=problem,
+            request_id=logs.noted("request_id"),
+        )
 
     # --- messages to the next page
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hub_service.domain.errors import FederationError, Forbidden, NotFound
+from federator.contract import OutagePolicy
+
+from hub_service.domain.errors import FederationError, Forbidden, Invalid, NotFound
 from hub_service.web.assets import PLOTLY
 from hub_service.web.hub_address import hub_address
 from hub_service.web.pages.base import PageHandler, Refusal, UploadPage
@@ -106,6 +108,23 @@ class RemoveForm(ProjectFrame):
         self.go("projects", project_id, said=f"{user} is removed.")
 
 
+class OutageForm(ProjectFrame):
+    def post(self, project_id: str) -> None:
+        on_outage, grace_s = self.field("on_outage"), self.field("grace_s")
+        try:
+            policy = OutagePolicy(on_outage)
+        except ValueError:
+            error = Invalid("There is no such choice.", "Choose one of the list.")
+            self.refuse_form(project_id, "outage", error, on_outage=on_outage, grace_s=grace_s)
+            return
+        try:
+            self.parts.coordinator.set_outage(self.principal, project_id, policy, self.whole_number("grace_s"))
+        except FederationError as error:
+            self.refuse_form(project_id, "outage", error, on_outage=on_outage, grace_s=grace_s)
+            return
+        self.go("projects", project_id, said="Saved. It holds for runs that are started from now on.")
+
+
 class RunForm(ProjectFrame):
     def post(self, project_id: str) -> None:
         rounds, compare, seed = self.field("rounds"), self.field("compare"), self.field("seed")
@@ -133,6 +152,28 @@ class StopForm(ProjectFrame):
         self.go("projects", project_id, said="The run is being stopped.")
 
 
+class DeletePage(PageHandler):
+    """Says what is lost with a project, and deletes it for whoever writes its name."""
+
+    def get(self, project_id: str) -> None:
+        self._show(project_id)
+
+    def post(self, project_id: str) -> None:
+        name = self.parts.coordinator.contents(self.principal, project_id).project.name
+        try:
+            if self.field("name").strip() != name:
+                raise Invalid("That is not the project's name.", "Write the name as it stands above.")
+            self.parts.coordinator.delete_project(self.principal, project_id)
+        except FederationError as error:
+            self._show(project_id, self.refuse("delete", error))
+            return
+        self.go("", said=f"“{name}” is deleted.")
+
+    def _show(self, project_id: str, refusal: Refusal | None = None) -> None:
+        contents = self.parts.coordinator.contents(self.principal, project_id)
+        self.render_page("delete_project.html", contents=contents, refusal=refusal)
+
+
 class VersionPage(PageHandler):
     """Everything in an app version, for the project's members."""
 
@@ -158,4 +199,6 @@ ROUTES = (
     (f"{_PROJECT}/remove", RemoveForm),
     (f"{_PROJECT}/runs", RunForm),
     (f"{_PROJECT}/stop", StopForm),
+    (f"{_PROJECT}/outage", OutageForm),
+    (f"{_PROJECT}/delete", DeletePage),
 )

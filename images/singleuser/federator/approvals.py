@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from federator.contract import Conditions
-from federator.service_client import ServiceError
+from federator.service_client import ServiceError, Unreachable
 
 MAX_AGE_S = 2.0  # an answer is used for this long, so that a burst of messages asks once
 _KEPT_RUNS = 4
@@ -20,6 +20,10 @@ FetchApproved = Callable[[], Mapping[str, Conditions]]
 
 class NotApproved(Exception):
     """The app must not run here; the text says why, for the project's members."""
+
+
+class NobodyAnswers(NotApproved):
+    """The service is away, so the app may not run now. It is no refusal: who waits may ask again."""
 
 
 class ApprovalCheck:
@@ -37,7 +41,7 @@ class ApprovalCheck:
         self._asked_at: float | None = None
 
     def require(self, fab_hash: str) -> Conditions:
-        """What the app version may do here, if it may run now. Raises NotApproved."""
+        """What the app version may do here, if it may run now. Raises NotApproved, and NobodyAnswers of its kinds."""
         fresh = self._asked_at is not None and self._clock() - self._asked_at <= MAX_AGE_S
         if not fresh or fab_hash not in self._approved:  # it may have been approved a moment ago
             self._ask()
@@ -54,6 +58,10 @@ class ApprovalCheck:
         asked_at = self._clock()
         try:
             self._approved = dict(self._fetch())
+        except Unreachable as error:
+            raise NobodyAnswers(
+                "The service does not answer which app versions are approved, so this site runs none."
+            ) from error
         except ServiceError as error:
             raise NotApproved("This site could not ask which app versions are approved, so it runs none.") from error
         self._asked_at = asked_at

@@ -36,6 +36,7 @@ class Scope(StrEnum):
     USE = "custom:federation:use"
     APPROVE = "custom:federation:approve"
     ADMINISTER = "custom:federation:administer"
+    READ_METRICS = "read:metrics"  # the Hub's own, for its own metrics: one token reads both
 
 
 SITE_GROUP_PREFIX = "site-"
@@ -449,6 +450,9 @@ class ProjectDetail:
     versions: tuple[AppVersion, ...]  # newest first
     runs: tuple[RunSummary, ...]  # newest first
     actions: tuple[str, ...]  # what this person may do now, from domain.policy
+    limits_near: tuple[str, ...] = ()  # what of the deployment's quotas is nearly used up, as sentences
+    on_outage: OutagePolicy = OutagePolicy.WAIT  # what runs that are started from now on do when a site falls silent
+    grace_s: float = 120.0  # and after how many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,6 +489,7 @@ class Round:
     sites: tuple[SiteRound, ...]
     train: Metrics = field(default_factory=dict)
     evaluate: Metrics = field(default_factory=dict)
+    absent: tuple[str, ...] = ()  # sites of the run that were not asked in this round
 
 
 Interval = tuple[float, float]
@@ -584,6 +589,8 @@ class RunDetail:
     models_dropped: tuple[int, ...] = ()  # rounds whose model was written and is not kept
     best_round: int = 0  # 0: no round can be told to be the best
     best_metric: str = ""
+    on_outage: OutagePolicy = OutagePolicy.WAIT  # what it does when a site falls silent
+    grace_s: float = 120.0  # and after how many seconds
 
 
 @dataclass(frozen=True, slots=True)

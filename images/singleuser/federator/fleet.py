@@ -8,10 +8,15 @@ import asyncio
 import base64
 import json
 import random
+import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.request import getproxies
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,10 +35,23 @@ from federator.contract import (
     FLEET_WAITING_HEADER,
 )
 from federator.framing import BadFrame, Data, Reader, framed, pack, size_of
+from federator.logs import REQUEST_ID_HEADER
 
 _CALL_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
+# What is written lies in the machine's buffers for minutes where the link is slow. Whether it is dead, TCP tells: it
+# gives up a connection over which nothing was confirmed for a minute (tcp(7)).
+_SLOW_S = 3600.0
+_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+)
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
+_LONGEST_TOLD_S = 60  # of a Retry-After that is heeded
+_CLOCK_TOLERANCE_S = 4.0  # Flower takes no time that is five seconds ahead; a Date has whole seconds
 _MEDIA_TYPE = "application/protobuf"
 _AGAIN = frozenset({404, 429, 500, 502, 503, 504})  # 404: the Hub's proxy while the service restarts
 _LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
@@ -80,10 +98,15 @@ class FleetConnection:
 
     Each method but `send` asks until there is an answer, and raises KeyRefused, RunEnded, NodeUnknown or FleetError.
 
+    Requests are signed with a time, which the Hub takes for a few minutes around its own. Where this site's clock is
+    further off, the time is taken from the Hub's answers (RFC 9110, Date) and the request sent again.
+
     Args:
         address: host:port of the Hub.
         root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
         on_trouble: told when an attempt failed and another follows, with the reason.
+        on_clock: told when this site's clock is found to be wrong: seconds that it is behind the Hub's; negative where
+            it is ahead.
     """
 
     def __init__(
@@ -94,17 +117,22 @@ class FleetConnection:
         root_certificates: bytes | None,
         private_key: ec.EllipticCurvePrivateKey,
         on_trouble: Callable[[str], None],
+        on_clock: Callable[[float], None],
     ) -> None:
         self._private_key = private_key
         self.public_key: bytes = public_key_to_bytes(private_key.public_key())
         self._on_trouble = on_trouble
+        self._on_clock = on_clock
+        self._behind_s = 0.0  # this site's clock, of the Hub's
         # The trust of the whole process (SSL_CERT_FILE, the system's store), not httpx's own list.
         authority = root_certificates.decode("ascii") if root_certificates else None
         verify = ssl.create_default_context(cadata=authority) if tls else False
         self._http = httpx.AsyncClient(
             base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
             verify=verify,
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            # A transport of our own would go past the proxy of a site that has one.
+            transport=None if getproxies() else httpx.AsyncHTTPTransport(verify=verify, socket_options=_ALIVE),
+            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, write=_SLOW_S),
             headers={
                 "content-type": _MEDIA_TYPE,
                 "accept": _MEDIA_TYPE,
@@ -161,7 +189,12 @@ class FleetConnection:
         length = {"content-length": str(size_of(parts))}
 
         async def attempt(_: float | None) -> httpx.Response:
-            return await self._http.post("bulk-push", content=_pieces(parts), headers=self._headers(None) | length)
+            return await self._http.post(
+                "bulk-push",
+                content=_pieces(parts),
+                headers=self._headers(None) | length,
+                timeout=httpx.Timeout(_SLOW_S, connect=_CONNECT_TIMEOUT_S),
+            )
 
         await self._answered(attempt, None)
 
@@ -170,11 +203,12 @@ class FleetConnection:
         return await self._http.post(operation, content=content, headers=self._headers(wait))
 
     def _headers(self, wait: float | None) -> dict[str, str]:
-        timestamp = now().isoformat()
+        timestamp = (now() + timedelta(seconds=self._behind_s)).isoformat()
         signature = sign_message(self._private_key, timestamp.encode("ascii"))
         headers = {
             TIMESTAMP_HEADER: timestamp,
             FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode("ascii"),
+            REQUEST_ID_HEADER: secrets.token_hex(8),
         }
         return headers if wait is None else headers | {"prefer": f"wait={wait:g}"}
 
@@ -185,20 +219,48 @@ class FleetConnection:
             try:
                 response = await attempt(wait)
             except httpx.TransportError as error:
-                reason = f"{type(error).__name__} {error}".strip()
+                reason, told_s = f"{type(error).__name__} {error}".strip(), 0.0
             else:
+                if response.status_code == httpx.codes.UNAUTHORIZED and self._learns_time(response):
+                    continue
                 if response.headers.get(FLEET_WAITING_HEADER) or not _is_trouble(response):
                     return _granted(response)
-                reason = f"HTTP {response.status_code}"
+                reason = f"HTTP {response.status_code}, request {response.headers.get(REQUEST_ID_HEADER, 'unknown')}"
+                told_s = _retry_after_s(response)
             self._on_trouble(reason)
             if wait is not None:
                 wait = 0.0  # the first answer after trouble is news by itself
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes, guards nothing
+            spread = random.uniform(0.5, 1.0)  # noqa: S311 - spreads nodes, guards nothing
+            await asyncio.sleep(told_s + delay * spread)
             delay = min(2 * delay, _LONGEST_RETRY_S)
+
+    def _learns_time(self, refusal: httpx.Response) -> bool:
+        """Whether the refusal says another time than its request was signed with."""
+        try:
+            behind_s = (parsedate_to_datetime(refusal.headers["date"]) - now()).total_seconds()
+        except (KeyError, ValueError, TypeError):  # none, or one that is none
+            return False
+        if abs(behind_s - self._behind_s) < _CLOCK_TOLERANCE_S:
+            return False
+        self._behind_s = behind_s
+        self._on_clock(behind_s)
+        return True
 
 
 def _is_trouble(response: httpx.Response) -> bool:
-    return response.status_code in _AGAIN or response.is_redirect
+    """Whether to ask again: for what passes by itself, and for a refusal that is not the gateway's.
+
+    A proxy that was started anew sends everything to the Hub until it knows its routes; the Hub refuses it.
+    """
+    if response.status_code in _AGAIN or response.is_redirect:
+        return True
+    return response.is_error and REQUEST_ID_HEADER not in response.headers
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """What a busy service asks for, in seconds; 0 where it asks for nothing, or as a date."""
+    told = response.headers.get("retry-after", "")
+    return float(min(int(told), _LONGEST_TOLD_S)) if told.isdecimal() else 0.0
 
 
 def _granted(response: httpx.Response) -> httpx.Response:

@@ -56,7 +56,7 @@ def keep_site_log(project_id: str) -> None:
     ours = logging.getLogger("federator")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
-    printed = logging.getLogger("federator.app")
+    printed = logging.getLogger(site_log.PRINTED)
     sys.stdout = cast(TextIO, site_log.AlsoLogged(sys.stdout, printed.info))
     sys.stderr = cast(TextIO, site_log.AlsoLogged(sys.stderr, printed.info))
 

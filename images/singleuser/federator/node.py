@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import hashlib
 import json
 import logging
 import os
+import random
 import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,7 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesResponse,
     PushMessagesRequest,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node as NodeProto
@@ -59,10 +60,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import Message as Protobuf
 
+from federator import logs
 from federator import service_client as api
 from federator.app_import import forget, import_attribute, import_for_first_use, own_line
-from federator.approvals import ApprovalCheck, FetchApproved, NotApproved, RoundCheck
+from federator.approvals import ApprovalCheck, FetchApproved, NobodyAnswers, NotApproved, RoundCheck
+from federator.contexts import Ask, RunContexts
 from federator.contract import Assignment, ClientState, Conditions, DeclaredOutput, Env
+from federator.delay import Delay
 from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
 from federator.framing import Data, size_of
 from federator.outputs import NotDeclared, outputs_of, require_declared
@@ -76,9 +80,11 @@ FetchApp = Callable[[str], bytes]
 
 POLL_S = 50.0  # how long the gateway may hold a poll; proxies often cut one off after a minute
 _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was none
-_HEARTBEAT_S = 20.0  # while a message is worked on; else the open poll says that the node is there
+# While a message is worked on; else the open poll says that the node is there. Flower counts a node as lost that has
+# missed two of the intervals that it names.
+_HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
+_WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
-_KEPT_RUNS = 4  # contexts of the newest runs; a message of an older run begins with a fresh one
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
 _Result = TypeVar("_Result")
@@ -175,6 +181,7 @@ class Node:
             root_certificates=root_certificates,
             private_key=private_key,
             on_trouble=self._trouble,
+            on_clock=self._clock_is_off,
         )
         self._approvals = ApprovalCheck(approvals, time.monotonic)
         self._rounds = RoundCheck()
@@ -187,11 +194,12 @@ class Node:
         self._app_folder = Path()  # of the newest app
         self._loaded: _Loaded | None = None
         self._outputs: tuple[DeclaredOutput, ...] = ()  # of the newest app
-        self._contexts: OrderedDict[int, Context] = OrderedDict()
+        self._contexts = RunContexts()
         self._blobs: dict[str, tuple[bytes, ...]] = {}  # of the last message, by name
         self._fabs: dict[str, bytes] = {}
         self._wanted = ""  # hash of the app that is to be loaded before a message asks for it
         self._app_trouble = ""  # why it is not
+        self._clock_trouble = ""
         self._news = asyncio.Event()  # it may be another one than is loaded
         self._between_runs = asyncio.Event()
         self._between_runs.set()
@@ -245,10 +253,9 @@ class Node:
         try:
             self._serve_in_a_folder()
         except KeyRefused:
-            self._report(
-                ClientState.FAILED,
-                "The service does not accept this client any more: the participation or the approval has ended.",
-            )
+            reason = "The service does not accept this client any more: the participation or the approval has ended."
+            _log.warning("%s Whatever it worked on was given up.", reason)
+            self._report(ClientState.FAILED, reason)
         except asyncio.CancelledError:
             self._report(ClientState.OFFLINE, "Stopped.")
         except Exception as error:  # noqa: BLE001 - nothing may end the kernel; the person is told
@@ -282,6 +289,7 @@ class Node:
                     with contextlib.suppress(NodeUnknown):
                         await self._take_messages(connection)
         except BaseExceptionGroup as group:
+            self.interrupt()  # whatever ended this node: nobody takes an answer of it any more
             raise group.exceptions[0] from None
         finally:
             with contextlib.suppress(TimeoutError, httpx.HTTPError):
@@ -307,15 +315,20 @@ class Node:
             wait = POLL_S
 
     async def _send_heartbeats(self, connection: FleetConnection) -> None:
+        """While a message is worked on: say that this node is there, by long polls. Raises KeyRefused once its right
+        has ended, which ends the work."""
         while True:
             await self._busy.wait()
-            await asyncio.sleep(_HEARTBEAT_S)
-            if self._busy.is_set():
+            await asyncio.sleep(_WATCH_AFTER_S)
+            while self._busy.is_set():
+                asked_at = time.monotonic()
                 request = SendNodeHeartbeatRequest(
-                    node=NodeProto(node_id=self._node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+                    node=NodeProto(node_id=self._node_id), heartbeat_interval=_HEARTBEAT_INTERVAL_S
                 )
                 with contextlib.suppress(NodeUnknown, RunEnded, FleetError):
-                    await connection.call("send-node-heartbeat", request, SendNodeHeartbeatResponse)
+                    await connection.exchange("send-node-heartbeat", request.SerializeToString(), _HEARTBEAT_S)
+                if time.monotonic() - asked_at < _WATCH_AFTER_S:  # whoever answered holds no polls
+                    await asyncio.sleep(_HEARTBEAT_S)
 
     async def _take_messages(self, connection: FleetConnection) -> None:
         request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
@@ -332,6 +345,8 @@ class Node:
             envelope, run, letter, *data = received.parts
             (proto,) = _parsed(envelope, PullMessagesResponse).messages_list
             self._between_runs.clear()
+            logs.note(run=str(proto.metadata.run_id), message_id=proto.metadata.message_id)
+            _log.info("%s", _describe(proto))
             try:
                 async with self._process:
                     self._report(ClientState.WORKING, _describe(proto))
@@ -345,6 +360,7 @@ class Node:
                 _log.warning("message %s is lost: %s", proto.metadata.message_id, error)
             finally:
                 self._busy.clear()
+                logs.note(run="", message_id="")
             self._report_waiting("Waiting for the next message.")
 
     def _note_message(self) -> None:
@@ -389,13 +405,31 @@ class Node:
 
     async def _result(self, connection: FleetConnection, task: _Task) -> _Packed:
         try:
-            conditions = await self._in_worker(partial(self._approvals.require, task.run.fab_hash))
+            conditions = await self._conditions(task.run.fab_hash)
             metadata = task.proto.metadata
             self._rounds.require(conditions, metadata.run_id, metadata.message_type, metadata.group_id)
             fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
             return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
         return await self._in_worker(partial(self._worked, task, fab))
+
+    async def _conditions(self, fab_hash: str) -> Conditions:
+        """What the app may do here. Raises NotApproved.
+
+        A service that is begun anew answers in a moment. An error answer would not be taken back: with all sites in it,
+        it would be the end of the run.
+        """
+        before, delay = self._state, Delay(random.random)
+        while True:
+            try:
+                conditions = await self._in_worker(partial(self._approvals.require, fab_hash))
+            except NobodyAnswers as trouble:
+                self._trouble(str(trouble))
+                await asyncio.sleep(delay.next())
+            else:
+                if before is not None:
+                    self._report(*before)
+                return conditions
 
     async def _fab(self, connection: FleetConnection, run: Run) -> bytes:
         """The run's app. Raises NotApproved if the bytes are not those that the hash stands for."""
@@ -441,7 +475,8 @@ class Node:
             with contextlib.suppress(RuntimeError):  # the node has stopped meanwhile
                 loop.call_soon_threadsafe(settle, result, trouble)
 
-        threading.Thread(target=run, name="federator-work", daemon=True).start()
+        here = contextvars.copy_context()  # what its lines in the log are about
+        threading.Thread(target=here.run, args=(run,), name="federator-work", daemon=True).start()
         return await done
 
     # --- the working thread
@@ -507,7 +542,7 @@ class Node:
             content=content_of(task.letter, partial(self._take_blob, iter(task.data)), plain_array),
         )
         self._forget_blobs(but=task.letter.blobs)
-        reply = app(message=message, context=self._context(task, fab))
+        reply = app(message=message, context=self._context(task, fab, _asked(message)))
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with {type(reply).__name__}, not with a Message")
         if reply.has_content():
@@ -553,12 +588,13 @@ class Node:
         self._loaded, self._app_trouble = _Loaded(fab_hash, folder, app), ""
         return app
 
-    def _context(self, task: _Task, fab: bytes) -> Context:
+    def _context(self, task: _Task, fab: bytes, ask: Ask) -> Context:
         """The run's context: what the app puts into its state is there at the run's next message."""
         run_id = task.run.run_id
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, run_id, self._node_id
-        if run_id not in self._contexts:
-            self._contexts[run_id] = Context(
+
+        def make() -> Context:
+            return Context(
                 run_id=run_id,
                 node_id=self._node_id,
                 node_config=dict(self._node_config),
@@ -566,9 +602,8 @@ class Node:
                 run_config=get_fused_config_from_fab(fab, task.run),
                 series_id=task.run.series_id,
             )
-            while len(self._contexts) > _KEPT_RUNS:
-                self._contexts.popitem(last=False)
-        return self._contexts[run_id]
+
+        return self._contexts.of(task.run, ask, make)
 
     # --- state
 
@@ -576,7 +611,16 @@ class Node:
         _log.info("the Hub does not answer: %s", reason)
         self._report(ClientState.STARTING, "The Hub does not answer; trying again.")
 
+    def _clock_is_off(self, behind_s: float) -> None:
+        way = "behind" if behind_s > 0 else "ahead of"
+        self._clock_trouble = (
+            f"The clock of this site is {abs(behind_s):.0f} s {way} the Hub's; this client goes by the Hub's time."
+        )
+        _log.warning("%s Ask the site to set it right.", self._clock_trouble)
+
     def _report_waiting(self, detail: str) -> None:
+        if self._clock_trouble:
+            detail = f"{detail} {self._clock_trouble}"
         if self._app_trouble:
             detail = f"{detail} The approved app could not be loaded: {self._app_trouble}"
         self._report(ClientState.READY, detail)
@@ -622,6 +666,13 @@ def node_for_assignment(
 
 def _is_fab(content: bytes, fab_hash: str) -> bool:
     return hashlib.sha256(content).hexdigest() == fab_hash
+
+
+def _asked(message: Message) -> Ask:
+    """Its round is Flower's group, or what a strategy says in its configuration."""
+    said = (record.get("server-round") for record in message.content.config_records.values())
+    number = message.metadata.group_id or next((str(one) for one in said if one is not None), "")
+    return message.metadata.message_type, number
 
 
 def _describe(proto: MessageProto) -> str:

@@ -25,7 +25,7 @@ from IPython.display import HTML, display
 from federator import display as render
 from federator import service_client as api
 from federator import site_log, watching
-from federator.contract import Home, ProjectDetail, ProjectSummary, RunDetail, RunStatus
+from federator.contract import Home, OutagePolicy, ProjectDetail, ProjectSummary, RunDetail, RunStatus
 from federator.delay import Delay
 from federator.results import RunResults, compare_runs
 
@@ -147,6 +147,19 @@ class Project:
         """Take a member out; their client kernel is stopped at once. Owner only."""
         _service().call(api.remove_member(self.id, user))
         return self.refresh()
+
+    def on_outage(self, course: str, grace_s: float = 120.0) -> Project:
+        """Say what runs do, from the next one on, when a site falls silent; for the project's owner.
+
+        Args:
+            course: "wait" until it is back, "continue" without it, or "stop".
+            grace_s: for how long it is waited for before that, in seconds.
+
+        Raises:
+            ValueError: no such course.
+        """
+        self._detail = _service().call(api.set_outage(self.id, OutagePolicy(course), grace_s))
+        return self
 
     def run(self, rounds: int = 10, compare: bool = True, seed: int | None = None) -> Run:
         """Start a run of the newest app version. Owner only.

@@ -25,7 +25,7 @@ from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
@@ -71,7 +71,7 @@ class Letter:
         try:
             records, names, *half = split(body)
             blobs = json.loads(names)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadFrame(f"this is no letter: {error}") from error
         if not isinstance(blobs, list) or not all(isinstance(name, str) for name in blobs):
             raise BadFrame("the letter does not name its blobs")
@@ -105,7 +105,7 @@ def content_of(letter: Letter, take: TakeBlob, make: MakeArray) -> RecordDict:
             described = item.array_record.items
             content[item.key] = _array_record(described, take(next(names, ""), len(described)), make, letter.half)
         else:
-            content[item.key] = recorddict_from_proto(RecordDictProto(items=[item]))[item.key]
+            content[item.key] = _record(item)
     return content
 
 
@@ -211,6 +211,14 @@ def _items(records: bytes) -> Iterable[RecordDictProto.Item]:
         raise BadFrame(f"the letter's records cannot be read: {error}") from error
     items: Iterable[RecordDictProto.Item] = proto.items
     return items
+
+
+def _record(item: RecordDictProto.Item) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """Raises BadFrame for one that Flower cannot read: it expects what its own writer makes."""
+    try:
+        return recorddict_from_proto(RecordDictProto(items=[item]))[item.key]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadFrame(f"the letter's record '{item.key}' cannot be read: {error}") from error
 
 
 def _array_record(

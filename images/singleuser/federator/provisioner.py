@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.connect import KernelConnectionInfo, LocalPortCache, port_names
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.paths import jupyter_runtime_dir
 from tornado.web import HTTPError
@@ -23,6 +23,7 @@ from federator.contract import Assignment, Env
 from federator.cpu import THREADS_VARIABLE, usable_cores
 
 SHUTDOWN_TIME = 2.0  # seconds from a polite request to the end; a withdrawn assignment ends at once
+PORT_TAKEN = "Address already in use"  # ZeroMQ's words for it, a kernel's last
 ERROR_TAIL = 4096  # bytes of the kernel's error output read to find its last line
 
 
@@ -67,11 +68,25 @@ class FederatorProvisioner(LocalProvisioner):
         assignment = await self._find_assignment()
         check_site(assignment, os.environ)
         await self._check_approved(assignment)
+        if PORT_TAKEN in self._last_error_line():
+            self._forget_ports()
         launch: dict[str, Any] = await super().pre_launch(**kwargs)
         launch["env"][Env.ASSIGNMENT.value] = json.dumps(asdict(assignment))
         # The site's word, or the person's, goes first.
         launch["env"].setdefault(THREADS_VARIABLE, str(usable_cores(launch["env"])))
         return launch
+
+    def _forget_ports(self) -> None:
+        """Let the next attempt have other ports: those that were free when they were chosen are another program's now.
+
+        Jupyter keeps a kernel's ports over all its restarts: its `newports` changes none that it took from its cache.
+        """
+        manager: Any = self.parent
+        cache = LocalPortCache.instance()
+        for name in port_names:
+            cache.return_port(getattr(manager, name))
+        manager.cleanup_connection_file()
+        self.ports_cached = False
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         # Readable by the person alone, and from the start of this attempt only.

@@ -19,8 +19,11 @@ What can go wrong, each with a message and a next step for the person:
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 import ssl
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +43,7 @@ from federator.contract import (
     Env,
     Home,
     ModelFile,
+    OutagePolicy,
     Participant,
     Problem,
     ProjectDetail,
@@ -55,11 +59,13 @@ from federator.contract import (
     SiteApprovals,
     Starter,
 )
+from federator.logs import REQUEST_ID_HEADER
 
 VERSION_HEADER = "X-Federation-API"
 TOKEN_VARIABLE = "JUPYTERHUB_API_TOKEN"  # noqa: S105 - the name, not the token
 DEFAULT_TIMEOUT = 30.0  # seconds
 LONGEST_DETAIL = 1000  # characters that the service keeps of a report; a traceback's last line has no limit
+LONGEST_PATIENCE = 60  # seconds that a request is held back altogether because the service is asked too often
 STREAM_SILENCE = 45.0  # seconds; a stream of events that is alive says so every 15 s
 UPLOAD_TIMEOUT = 300.0  # seconds; building an app from a notebook and fetching a model take longer
 
@@ -172,6 +178,11 @@ def create_project(name: str, description: str) -> Request[ProjectSummary]:
 
 def get_project(project_id: str) -> Request[ProjectDetail]:
     return Request("GET", _path(Route.PROJECT, project_id=project_id), ProjectDetail)
+
+
+def set_outage(project_id: str, on_outage: OutagePolicy, grace_s: float) -> Request[ProjectDetail]:
+    body = {"on_outage": on_outage, "grace_s": grace_s}
+    return Request("PATCH", _path(Route.PROJECT, project_id=project_id), ProjectDetail, json=body)
 
 
 def add_app(project_id: str, filename: str, content: bytes) -> Request[AppVersion]:
@@ -336,11 +347,16 @@ class ServiceClient:
         Raises:
             ServiceError: see the module's tree.
         """
-        try:
-            response = self._http.request(**_arguments(request))
-        except httpx.HTTPError as error:
-            raise _unreachable(error) from error
-        return _answer(request, response)
+        patience = _Patience()
+        while True:
+            try:
+                response = self._http.request(**_arguments(request))
+            except httpx.HTTPError as error:
+                raise _unreachable(error) from error
+            wait_s = patience.wait_s(response)
+            if not wait_s:
+                return _answer(request, response)
+            time.sleep(wait_s)
 
     def events(self, request: Request[None]) -> Iterator[tuple[str, str]]:
         """Kind and data of each event of a stream, until it ends; ("", "") where it only says that it is alive.
@@ -380,11 +396,16 @@ class AsyncServiceClient:
         Raises:
             ServiceError: see the module's tree.
         """
-        try:
-            response = await self._http.request(**_arguments(request))
-        except httpx.HTTPError as error:
-            raise _unreachable(error) from error
-        return _answer(request, response)
+        patience = _Patience()
+        while True:
+            try:
+                response = await self._http.request(**_arguments(request))
+            except httpx.HTTPError as error:
+                raise _unreachable(error) from error
+            wait_s = patience.wait_s(response)
+            if not wait_s:
+                return _answer(request, response)
+            await asyncio.sleep(wait_s)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -394,6 +415,27 @@ class AsyncServiceClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class _Patience:
+    """Does what a service asks for that is asked too often: comes back after Retry-After, but not for ever.
+
+    Nothing of a request that was answered with 429 has happened, so each may be sent again.
+    """
+
+    def __init__(self) -> None:
+        self._left_s = LONGEST_PATIENCE
+
+    def wait_s(self, response: httpx.Response) -> int:
+        """How long to wait before the same request is sent again, in seconds; 0 for an answer to be taken as it is."""
+        told = response.headers.get("Retry-After", "")
+        if response.status_code != httpx.codes.TOO_MANY_REQUESTS or not told.isdecimal():
+            return 0
+        wait_s = max(1, int(told))
+        if wait_s > self._left_s:
+            return 0
+        self._left_s -= wait_s
+        return wait_s
 
 
 def _http_options(access: Access) -> dict[str, Any]:
@@ -415,6 +457,7 @@ def _arguments(request: Request[Any]) -> dict[str, Any]:
         "json": request.json,
         "content": request.content,
         "timeout": request.timeout,
+        "headers": {REQUEST_ID_HEADER: secrets.token_hex(8)},
     }
 
 
@@ -489,7 +532,10 @@ def _error(response: httpx.Response) -> ServiceError:
     status = response.status_code
     if problem is not None:
         kind = {401: NotAllowed, 403: NotAllowed, 404: NotFound, 502: Unreachable, 503: Unreachable, 504: Unreachable}
-        return kind.get(status, Refused)(problem.message, problem.next_step, code=problem.code)
+        next_step = problem.next_step
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR and (known := response.headers.get(REQUEST_ID_HEADER)):
+            next_step = f"{next_step} If you ask for help, say {known}.".strip()
+        return kind.get(status, Refused)(problem.message, next_step, code=problem.code)
     if status in (401, 403) or response.is_redirect:
         return NotAllowed(
             "The federation service does not accept this server's token.",

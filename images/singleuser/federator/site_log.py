@@ -18,10 +18,12 @@ from urllib.parse import quote
 
 from jupyter_core.paths import jupyter_data_dir
 
+from federator import logs
+
 LOG_LIMIT = 1 << 20  # bytes of each of the two files that are kept
 _OLDER = 1
 _TAIL = 64 * 1024  # bytes that are read of a file's end
-_FORMAT = "%(asctime)s %(message)s"
+PRINTED = "federator.app"  # the logger of what the project's app prints
 
 
 def log_path(project_id: str) -> Path:
@@ -41,6 +43,15 @@ def tail(project_id: str, lines: int) -> list[str] | None:
     return text.splitlines()[-lines:] if lines > 0 else []
 
 
+class _SiteLines(logs.TextLines):
+    """What the app prints is its own text, behind the time; what the node does says about which message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == PRINTED:
+            return f"{self.formatTime(record)} {logs.one_line(record.getMessage())}"
+        return super().format(record)
+
+
 class _PrivateFile(RotatingFileHandler):
     """Its files can be read by their owner only."""
 
@@ -58,7 +69,7 @@ def open_log(project_id: str) -> logging.Handler:
     path = log_path(project_id)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = _PrivateFile(path, maxBytes=LOG_LIMIT, backupCount=_OLDER, encoding="utf-8", errors="replace")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_SiteLines())
     return handler
 
 

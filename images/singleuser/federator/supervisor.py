@@ -135,10 +135,14 @@ class Supervisor:
         version, delay = "", Delay(self._spread)
         while True:
             asked_at = time.monotonic()
+            if self._kernels.running_clients():  # while the service is away, too: they may be in the middle of a round
+                self._note_activity()
             try:
                 answer = await self._service.call(api.get_assignments(version, POLL_WAIT))
             except api.ServiceError as trouble:
                 self._log_once(trouble)
+                if isinstance(trouble, api.NotAllowed) and trouble.code:
+                    await self._reconcile(Assignments("", ()))  # the service's own word: nothing may run here any more
                 # A service that has restarted counts anew, and may come to the same number: ask for everything.
                 version = ""
                 await asyncio.sleep(delay.next())
@@ -149,8 +153,6 @@ class Supervisor:
                 await asyncio.sleep(1)  # a proxy that does not hold the question must not turn this into a busy loop
             version = answer.version
             await self._reconcile(answer)
-            if self._kernels.running_clients():
-                self._note_activity()
 
     async def _reconcile(self, answer: Assignments) -> None:
         self._assignments = {assignment.kernel_id: assignment for assignment in answer.assignments}

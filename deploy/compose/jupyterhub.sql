@@ -1,0 +1,2 @@
+-- Run once by the database's container: JupyterHub keeps its tables apart from the service's.
+CREATE DATABASE jupyterhub OWNER federation;

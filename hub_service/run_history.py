@@ -1,0 +1,91 @@
+"""What of a run's events still holds once its aggregator was begun anew, and which rounds they say are over. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hub_service.domain.runs import EventKind, RunEvent
+
+_FEDERATED, _COMPARE = "federated", "compare"
+_OF_MESSAGES = frozenset({EventKind.SENT, EventKind.REPLY, EventKind.SCORE, EventKind.MODEL})
+
+
+def standing(events: Iterable[RunEvent]) -> tuple[RunEvent, ...]:
+    """The events but for those of rounds that an aggregator had begun when it was lost: these were done again."""
+    kept: list[RunEvent] = []
+    for event in events:
+        if event.kind is EventKind.RESUMED:
+            kept = _before(kept, event)
+        kept.append(event)
+    return tuple(kept)
+
+
+def _before(events: list[RunEvent], resumed: RunEvent) -> list[RunEvent]:
+    place = (resumed.phase, resumed.node_id)
+    phases = [index for index, one in enumerate(events) if one.kind is EventKind.PHASE and not one.text]
+    begun = next((index for index in phases if (events[index].phase, events[index].node_id) == place), 0)
+    later = (index for index in phases if index > begun and (events[index].phase, events[index].node_id) != place)
+    end = next(later, len(events))
+    return events[:begun] + [one for one in events[begun:end] if not _is_void(one, resumed)]
+
+
+def _is_void(event: RunEvent, resumed: RunEvent) -> bool:
+    """Models are compared from the beginning again."""
+    return event.kind in _OF_MESSAGES and (event.round > resumed.round or resumed.phase == _COMPARE)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A federated round that is over. `nodes` are those whose training counted, in the order of their answers."""
+
+    number: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class RoundsDone:
+    """Which federated rounds are over, from the events as they come.
+
+    A round is over when the events go on to another round or phase, or to the run's end.
+
+    Attributes:
+        begun: rounds of all phases, each once, however often it was begun.
+    """
+
+    begun: set[tuple[str, int, int]] = field(default_factory=set)
+    _open: int = 0
+    _nodes: list[int] = field(default_factory=list)
+
+    def after(self, events: Iterable[RunEvent]) -> list[RoundDone]:
+        """The rounds that are over by these events, which follow those of the last call."""
+        done: list[RoundDone] = []
+        for event in events:
+            if event.kind is EventKind.SENT:
+                self.begun.add((event.phase, event.round, 0 if event.phase == _FEDERATED else event.node_id))
+            if event.kind is EventKind.RESUMED:
+                if event.phase == _FEDERATED and self._open > event.round:
+                    self._open = 0
+                done += self._closed()
+            elif event.kind in (EventKind.FINISHED, EventKind.PHASE) and not event.text:
+                done += self._closed()
+            elif event.phase == _FEDERATED and event.round > 0:
+                done += self._take(event)
+        return done
+
+    def _take(self, event: RunEvent) -> list[RoundDone]:
+        if event.kind is EventKind.SENT and event.round != self._open:
+            done = self._closed()
+            self._open = event.round
+            return done
+        if event.kind is EventKind.REPLY and event.round == self._open and event.message_type.startswith("train"):
+            if event.text:
+                self._nodes = [node for node in self._nodes if node != event.node_id]  # left out after all
+            elif event.node_id not in self._nodes:
+                self._nodes.append(event.node_id)
+        return []
+
+    def _closed(self) -> list[RoundDone]:
+        number, self._open = self._open, 0
+        nodes, self._nodes = tuple(self._nodes), []
+        return [RoundDone(number, nodes)] if number else []

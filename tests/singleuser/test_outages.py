@@ -1,0 +1,256 @@
+"""A site that is lost while a run goes on: real nodes, in processes that are killed, and a real SuperLink."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from federator.contract import ClientState, OutagePolicy
+
+from hub_service.aggregators.events import MODEL_FILE
+from hub_service.domain.runs import EventKind, RunEvent
+from tests.fakes.fleet import PROJECT, Fleet, fleet
+from tests.fakes.flower_apps import SERVER, averaging_app
+from tests.fakes.node_process import Site, approve
+
+# Trains for as long as the folder has a file of the site and round; says so by another file.
+TRAIN = """
+import time
+from pathlib import Path
+folder, number = Path({folder!r}), message.content["config"]["server-round"]
+(folder / f"{{context.node_config['site']}}-trains-{{number}}").touch()
+while (folder / f"{{context.node_config['site']}}-holds-{{number}}").exists():
+    time.sleep(0.02)
+"""
+NAMES = ("a", "b", "c")
+GRACE_S = 3.0  # more than a client needs to come back after its connection was lost
+
+
+class Scene:
+    """Three sites, of which the last holds its training of round 2."""
+
+    def __init__(self, it: Fleet, server: str) -> None:
+        self.it = it
+        self.app = averaging_app(TRAIN.format(folder=str(it.folder)), server)
+        approve(it, self.app)
+        self.sites = [Site(it, name, target) for target, name in enumerate(NAMES, start=1)]
+        self.lost = self.sites[-1]
+
+    def hold(self, number: int, site: str = "c") -> None:
+        (self.it.folder / f"{site}-holds-{number}").touch()
+
+    def release(self, number: int, site: str = "c") -> None:
+        (self.it.folder / f"{site}-holds-{number}").unlink()
+
+    async def trains(self, number: int, site: str = "c") -> None:
+        """Wait until the site has begun to train."""
+        async with asyncio.timeout(60):
+            while not (self.it.folder / f"{site}-trains-{number}").exists():  # noqa: ASYNC110 - written by the app
+                await asyncio.sleep(0.02)
+
+    async def is_watched(self, site: str = "c") -> None:
+        """Wait until the gateway holds the heartbeat of a site that trains: from then on its end is noticed at once."""
+        async with asyncio.timeout(60):
+            while [working for name, working in self.it.seen if name == site][-2:] != [True, True]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def start(self, policy: OutagePolicy, rounds: int = 3, grace_s: float = GRACE_S) -> None:
+        await asyncio.gather(*(site.start() for site in self.sites))
+        await asyncio.gather(*(site.says(ClientState.READY) for site in self.sites))
+        await self.it.start_run(self.app, self.sites, rounds=rounds, on_outage=policy, grace_s=grace_s)  # type: ignore[arg-type]
+
+    async def event(self, wanted: Callable[[RunEvent], bool]) -> RunEvent:
+        return next(filter(wanted, await self.it.events(wanted)))
+
+
+@asynccontextmanager
+async def scene(folder: Path, server: str = SERVER) -> AsyncIterator[Scene]:
+    async with fleet(folder) as it:
+        it_all = Scene(it, server)
+        try:
+            yield it_all
+        finally:
+            await asyncio.gather(*(site.end() for site in it_all.sites))
+
+
+def answers(events: list[RunEvent], site: Site, message_type: str = "train") -> dict[int, str]:
+    """Round -> the error of the site's answer, "" for a good one. Fails where a round has two."""
+    found: dict[int, str] = {}
+    for event in events:
+        if (event.kind, event.node_id, event.message_type) == (EventKind.REPLY, site.node_id, message_type):
+            assert event.round not in found
+            found[event.round] = event.text
+    return found
+
+
+def waited_for(site: Site) -> Callable[[RunEvent], bool]:
+    return lambda event: event.kind is EventKind.OUTAGE and event.text == str(site.node_id)
+
+
+def round_ended(number: int) -> Callable[[RunEvent], bool]:
+    return lambda event: event.kind is EventKind.MODEL and event.round == number
+
+
+async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path) -> None:
+    """Its new client is the same node, and is handed the message that the old one had."""
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.WAIT, grace_s=1.0)
+        await at.trains(2)
+        await at.is_watched()
+        await at.lost.kill()
+        killed_at = time.time()
+        outage = await at.event(waited_for(at.lost))
+        assert outage.round == 2
+        assert outage.at - outage.seconds == pytest.approx(killed_at, abs=3.0)
+        await at.event(lambda event: waited_for(at.lost)(event) and event.seconds >= 1.0)  # for the owner's notice
+        assert not any(map(round_ended(2), await at.it.events(waited_for(at.lost))))
+        at.release(2)
+        await at.lost.start()
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        for site in at.sites:
+            assert answers(events, site) == {1: "", 2: "", 3: ""}
+        assert [event.text for event in events if event.kind is EventKind.OUTAGE][-1] == ""
+
+
+async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path) -> None:
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        at.hold(3, "a")  # until the lost site is back
+        await at.start(OutagePolicy.CONTINUE, rounds=4)
+        await at.trains(2)
+        await at.is_watched()
+        await at.lost.kill()
+        killed_at = time.time()
+        ended = await at.event(round_ended(2))
+        assert GRACE_S <= ended.at - killed_at < GRACE_S + 10
+        await at.trains(3, "a")
+        at.release(2)
+        await at.lost.start()
+        await at.lost.says(ClientState.READY)
+        at.release(3, "a")
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert answers(events, at.sites[0]) == {1: "", 2: "", 3: "", 4: ""}
+        mine = answers(events, at.lost)
+        assert set(mine) == {1, 2, 4}
+        assert mine[2].startswith("left out: nothing was heard of this site for")
+        assert mine[1] == mine[4] == ""
+
+
+async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path) -> None:
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.STOP)
+        await at.trains(2)
+        await at.is_watched()
+        await at.lost.kill()
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FAILED
+        assert events[-1].text == (
+            f"node {at.lost.node_id}: nothing was heard for {GRACE_S:g} s, and this project's runs stop then. "
+            "The model of the last finished round is kept."
+        )
+        assert [event.round for event in events if event.kind is EventKind.MODEL] == [1]
+        assert (at.it.backend.run_folder(PROJECT, "r1") / MODEL_FILE).exists()
+
+
+async def test_with_nobody_left_it_waits(tmp_path: Path) -> None:
+    """Under “continue”, too: a round without any answer would be lost."""
+    async with scene(tmp_path) as at:
+        for name in NAMES:
+            at.hold(2, name)
+        await at.start(OutagePolicy.CONTINUE, rounds=2, grace_s=1.0)
+        await asyncio.gather(*(at.trains(2, name) for name in NAMES))
+        await asyncio.gather(*(at.is_watched(name) for name in NAMES))
+        await asyncio.gather(*(site.kill() for site in at.sites))
+        await at.event(lambda event: event.kind is EventKind.OUTAGE and event.text.count(",") == 2)
+        for name in NAMES:
+            at.release(2, name)
+        await asyncio.gather(*(site.start() for site in at.sites))
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert any(answers(events, site)[2] == "" for site in at.sites)
+
+
+async def test_a_strategy_that_wants_all_sites_waits_and_says_so(tmp_path: Path) -> None:
+    server = SERVER.replace("min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1", "min_available_nodes=3")
+    async with scene(tmp_path, server) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.CONTINUE)
+        await at.trains(2)
+        await at.is_watched()
+        await at.lost.kill()
+        await at.event(lambda event: event.message_type == "train" and event.text.startswith("left out"))
+        # The evaluation of round 2 wants three sites.
+        await at.event(lambda event: waited_for(at.lost)(event) and event.seconds > GRACE_S)
+        outages = [event for event in await at.it.events(waited_for(at.lost)) if event.kind is EventKind.OUTAGE]
+        assert len(outages) < 6  # said once, however often the strategy asks
+        at.release(2)
+        await at.lost.start()
+        assert (await at.it.end_of_run())[-1].kind is EventKind.FINISHED
+
+
+async def test_a_site_that_works_long_is_never_dropped(tmp_path: Path) -> None:
+    """With a grace time that is shorter than the training."""
+    async with scene(tmp_path) as at:
+        at.hold(1)
+        await at.start(OutagePolicy.CONTINUE, rounds=1, grace_s=0.5)
+        await at.trains(1)
+        await asyncio.sleep(5)  # the training itself: nothing happens meanwhile
+        at.release(1)
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert answers(events, at.lost) == {1: ""}
+        assert not any(event.kind is EventKind.OUTAGE for event in events)
+
+
+async def test_a_site_that_hangs_is_silent(tmp_path: Path) -> None:
+    """Its connections stay, and nobody speaks: Flower's heartbeats tell. Woken up, it goes on where it was."""
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.WAIT)
+        await at.trains(2)
+        await at.lost.kill(signal.SIGSTOP)
+        await at.event(waited_for(at.lost))
+        await at.lost.kill(signal.SIGCONT)
+        at.release(2)
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert answers(events, at.lost) == {1: "", 2: "", 3: ""}
+
+
+async def test_two_clients_with_one_key_are_counted_once(tmp_path: Path) -> None:
+    """A copy of a client, key and all: both work, one answer counts."""
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.WAIT)
+        await at.trains(2)
+        await at.lost.start(same_key=True)
+        await at.lost.says(ClientState.WORKING)
+        at.release(2)
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert answers(events, at.lost) == {1: "", 2: "", 3: ""}
+        assert sum(event.kind is EventKind.MODEL for event in events) == 3
+
+
+async def test_two_clients_of_one_participation_the_older_is_refused(tmp_path: Path) -> None:
+    async with scene(tmp_path) as at:
+        at.hold(2)
+        await at.start(OutagePolicy.WAIT)
+        await at.trains(2)
+        older = at.lost.processes[-1]
+        await at.lost.start()
+        await at.lost.says(ClientState.FAILED, "does not accept this client any more")
+        assert older.returncode is None  # the kernel stays, with the reason
+        at.release(2)
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert answers(events, at.lost) == {1: "", 2: "", 3: ""}

@@ -1,0 +1,220 @@
+"""No secret is where others read: logs, command lines, pages, the database, run folders, a ServerApp's environment.
+
+A whole journey runs on the real stack. Meanwhile the real values are collected: from the environment of the processes
+that own them, from the files that keep them, and from a browser's traffic.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from examples.demo.browser import Browser
+from examples.demo.display import Display
+from examples.demo.people import RESEARCHERS, STEWARDS
+from examples.demo.scenario import Study, run_journey
+from examples.demo.stack import Stack
+
+pytestmark = pytest.mark.needs_node
+
+SECRET_VARIABLES = (
+    "JUPYTERHUB_API_TOKEN",
+    "JPY_API_TOKEN",
+    "CONFIGPROXY_AUTH_TOKEN",
+    "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET",
+)
+KEPT_SECRETS = ("cookie-secret", "jupyterhub_cookie_secret", "signing-key.pem")
+SHORTEST = 16  # characters: what is shorter is no secret and is found by chance
+PROJECTS_CODE = re.compile(r"hub_service\.aggregators\.serverapp|superlink_process|template_process")
+SAMPLE_EVERY_S = 0.2
+
+
+@dataclass
+class Collected:
+    """What was seen while the journey ran."""
+
+    secrets: dict[str, str] = field(default_factory=dict)  # value -> what it is
+    command_lines: set[str] = field(default_factory=set)
+    environments: set[str] = field(default_factory=set)  # of processes that run or start a project's own code
+    pages: list[str] = field(default_factory=list)
+
+    def secret(self, what: str, value: str) -> None:
+        if len(value) >= SHORTEST:
+            self.secrets[value] = what
+
+    def told_in(self, text: str, besides: tuple[str, ...] = ()) -> list[str]:
+        """Names, never values, of the secrets in a text."""
+        return sorted({what for value, what in self.secrets.items() if value in text and what not in besides})
+
+
+class Watch:
+    """Reads command lines and environments of all of the stack's processes, again and again."""
+
+    def __init__(self, stack: Stack, collected: Collected) -> None:
+        self._stack = stack
+        self._collected = collected
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY_S):
+            for process in list(self._processes()):
+                with suppress(psutil.Error):
+                    self._look(process)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for started in self._stack.processes:
+            with suppress(psutil.Error):
+                parent = psutil.Process(started.popen.pid)
+                yield parent
+                yield from parent.children(recursive=True)
+
+    def _look(self, process: psutil.Process) -> None:
+        command_line, environment = " ".join(process.cmdline()), process.environ()
+        self._collected.command_lines.add(command_line)
+        if PROJECTS_CODE.search(command_line):
+            self._collected.environments.add(repr(environment))
+            return
+        for name in SECRET_VARIABLES:
+            self._collected.secret(name, environment.get(name, ""))
+
+
+@pytest.fixture(scope="module")
+async def collected(stack: Stack, study: Study) -> Collected:
+    found = Collected()
+    with Watch(stack, found):
+        await run_journey(stack.origin, replace(study, title="Kept secret"), RESEARCHERS, STEWARDS, Display())
+        await browse(stack, found)
+    for path in (path for name in KEPT_SECRETS for path in stack.folder.rglob(name)):
+        keep(found, path)
+    return found
+
+
+async def browse(stack: Stack, found: Collected) -> None:
+    """As a researcher's browser: cookies, OAuth codes and states, XSRF tokens, and a token of the person's own."""
+    known = RESEARCHERS[0]
+    person = Browser(known.username, known.subject, stack.origin)
+
+    async def note(response: httpx.Response) -> None:
+        for name, value in response.cookies.items():
+            found.secret("XSRF token" if name == "_xsrf" else f"cookie {name}", value.strip('"'))
+        for location in (response.headers.get("location", ""), str(response.url)):
+            for name in ("code", "state", "_xsrf"):
+                value = httpx.URL(location).params.get(name, "")
+                found.secret("XSRF token" if name == "_xsrf" else f"OAuth {name}", value)
+        if "text/html" in response.headers.get("content-type", ""):
+            await response.aread()
+            found.pages.append(response.text)
+
+    person.http.event_hooks["response"].append(note)
+    await person.log_in()
+    token = (await person.hub("POST", f"/hub/api/users/{known.username}/tokens", {"note": "a script"})).json()["token"]
+    found.secret("a person's token", token)
+    async with httpx.AsyncClient(base_url=stack.origin, headers={"Authorization": f"token {token}"}) as script:
+        assert (await script.get("/services/federation/api/home")).is_success
+        for address in ("api/projects/none", "api/runs/none/model", "api/no-such-thing"):
+            found.pages.append((await script.get(f"/services/federation/{address}")).text)
+    for project in (await person.get("api/projects"))[:3]:
+        await person.open(f"projects/{project['id']}")
+    await person.close()
+
+
+def keep(found: Collected, path: Path) -> None:
+    """A secret in a file, in the forms in which it may be written elsewhere."""
+    content = path.read_bytes()
+    if path.suffix == ".pem":
+        for line in content.decode().splitlines():
+            found.secret("signing key", "" if line.startswith("-----") else line)
+        return
+    found.secret(path.name, content.hex())
+    found.secret(path.name, base64.b64encode(content).decode())
+    with suppress(UnicodeDecodeError):
+        found.secret(path.name, content.decode().strip())
+
+
+def test_the_secrets_in_play_are_known(collected: Collected) -> None:
+    """Else the tests below find nothing and say so of nothing."""
+    kinds = set(collected.secrets.values())
+    assert kinds >= {
+        "JUPYTERHUB_API_TOKEN",
+        "CONFIGPROXY_AUTH_TOKEN",
+        "NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET",
+        "a person's token",
+        "OAuth code",
+        "XSRF token",
+        "signing key",
+        "cookie-secret",
+    }
+    assert sum(what == "JUPYTERHUB_API_TOKEN" for what in collected.secrets.values()) > len(RESEARCHERS)
+    assert collected.environments
+
+
+def test_no_log_has_one(collected: Collected, stack: Stack) -> None:
+    """The identity provider of the demonstration is not ours."""
+    logs = [path for path in stack.folder.rglob("*.log") if path != stack.log("identity-provider")]
+    assert len(logs) > 2
+    told = {path.name: collected.told_in(path.read_text(errors="replace")) for path in logs}
+    assert {name: found for name, found in told.items() if found} == {}
+    assert [path.name for path in logs if b"PRIVATE KEY" in path.read_bytes()] == []
+
+
+def test_no_command_line_has_one(collected: Collected) -> None:
+    """Every account of the machine can read those."""
+    assert len(collected.command_lines) > 5
+    assert {found for line in collected.command_lines for found in collected.told_in(line)} == set()
+
+
+def test_no_environment_of_a_projects_code_has_one(collected: Collected) -> None:
+    assert {found for one in collected.environments for found in collected.told_in(one)} == set()
+
+
+def test_no_page_and_no_error_has_one(collected: Collected) -> None:
+    """A page's forms have the XSRF token of who opened it."""
+    assert len(collected.pages) > 5
+    assert {one for page in collected.pages for one in collected.told_in(page, besides=("XSRF token",))} == set()
+
+
+def test_the_database_has_none(collected: Collected, stack: Stack) -> None:
+    (database,) = stack.folder.rglob("federation.db")
+    with closing(sqlite3.connect(database)) as connection:
+        dump = "\n".join(connection.iterdump())
+    assert "Kept secret" in dump
+    assert collected.told_in(dump) == []
+    assert "PRIVATE KEY" not in dump
+
+
+def test_no_file_of_a_run_has_one(collected: Collected, stack: Stack) -> None:
+    """Events, plans, apps, models and whatever else lies with them."""
+    (database,) = stack.folder.rglob("federation.db")
+    files = [path for path in database.parent.rglob("*") if path.is_file() and path.name not in KEPT_SECRETS]
+    assert any(path.name.startswith("events") for path in files)
+    told = {str(path): collected.told_in(path.read_bytes().decode("latin-1")) for path in files}
+    assert {name: found for name, found in told.items() if found} == {}
+
+
+def test_kept_secrets_are_closed_to_others(stack: Stack) -> None:
+    for path in (path for name in KEPT_SECRETS for path in stack.folder.rglob(name)):
+        assert path.stat().st_mode & 0o077 == 0, path.name
+
+
+def test_a_secret_that_is_written_is_found(collected: Collected) -> None:
+    value = next(value for value, what in collected.secrets.items() if what == "a person's token")
+    assert collected.told_in(f"GET /?token={value} 200") == ["a person's token"]

@@ -1,0 +1,46 @@
+"""deploy/compose agrees with itself: variables, services' names, mounted files, the deployment file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "compose"
+COMPOSE = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
+SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
+HUB: dict[str, Any] = tomllib.loads((FOLDER / "deployment.toml").read_text(encoding="utf-8"))["hub"]
+
+
+def test_each_variable_is_explained_and_no_other() -> None:
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE))
+    explained = set(re.findall(r"^(?:# )?(\w+)=", (FOLDER / ".env.example").read_text(encoding="utf-8"), re.MULTILINE))
+    assert used == explained
+
+
+def test_a_secret_has_no_default() -> None:
+    for name in ("DATABASE_PASSWORD", "PROXY_TOKEN", "SERVICE_TOKEN", "SSO_CLIENT_SECRET"):
+        assert set(re.findall(rf"\${{{name}(.)", COMPOSE)) == {":"}
+        assert f"${{{name}:-" not in COMPOSE
+
+
+def test_the_deployment_file_knows_the_services_by_their_names() -> None:
+    assert set(HUB["apart"].values()) == {"hub", "proxy", "service"} == SERVICES.keys() - {"database"}
+    assert all("@database/" in HUB[key] for key in ("database", "jupyterhub_database"))
+
+
+def test_ours_are_restricted_and_only_the_proxy_has_a_port() -> None:
+    for name in HUB["apart"].values():
+        assert SERVICES[name]["read_only"]
+        assert SERVICES[name]["cap_drop"] == ["ALL"]
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+
+
+def test_files_that_are_mounted_are_there() -> None:
+    mounted = [volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
+    ours = [path for path in mounted if path.startswith("./")]
+    assert ours
+    assert all((FOLDER / path).is_file() for path in ours)
