@@ -93,7 +93,7 @@ KEPT = b"kept"
 
 # A wait looks again after this time, in seconds: of a node that has gone nobody tells us.
 _LOOK_AGAIN_S = 1.0
-_HANDED_AT_MOST = 20  # a message that cannot be answered would come back for ever
+HANDED_AT_MOST = 20  # a message that ends each client that takes it would come back for ever
 _SERVERAPP_PATHS = ("/v1/runtime/", f"{PREFIX}grid-")
 _ROUTINE = (
     "online",
@@ -226,6 +226,11 @@ class BulkPaths:
         """The message that the node has not answered yet, or else its next."""
         node_id = asked.node.node_id
         handed = self._handed.get(node_id)
+        if handed is not None and handed.times >= HANDED_AT_MOST:
+            self._give_up({handed.envelope.messages_list[0].metadata.message_id})
+            self._for_serverapp.ring()  # which is answered that the message is not to be had
+            del self._handed[node_id]
+            handed = None
         if handed is None:
             state = self._state()
             envelope = fleet_handlers.pull_messages(asked, state, state.object_store)
@@ -234,7 +239,7 @@ class BulkPaths:
             handed = self._handed[node_id] = _Handed(envelope)
         whole = self._with_letter(asked, handed.envelope)
         handed.times += 1
-        if whole is None or handed.times >= _HANDED_AT_MOST:
+        if whole is None:
             del self._handed[node_id]
         return whole
 
@@ -345,13 +350,15 @@ class BulkPaths:
         """Let go of messages: who answers one of them hears that it came too late."""
         task = self._task(request)
         message_ids = set(_parsed(PullAppMessagesRequest, body).message_ids)
+        self._give_up(message_ids & self._state().get_message_ids_from_run_id(task.run_id))
+        return b""
+
+    def _give_up(self, message_ids: set[str]) -> None:
         state = self._state()
-        given_up = message_ids & state.get_message_ids_from_run_id(task.run_id)
-        state.delete_messages(given_up)
-        for message_id in given_up:
+        state.delete_messages(message_ids)
+        for message_id in message_ids:
             state.object_store.delete(message_id)
             self._letters.pop(message_id, None)
-        return b""
 
     def _replies(self, request: PullAppMessagesRequest, task: Task) -> bytes | None:
         """Replies with their files or objects. Where the objects are not all here, the ServerApp pulls them itself."""

@@ -31,7 +31,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.superlink import SuperLink
-from hub_service.aggregators.superlink_process import BulkPaths
+from hub_service.aggregators.superlink_process import HANDED_AT_MOST, BulkPaths
 from hub_service.domain.runs import EventKind
 from hub_service.gateway import upload
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
@@ -238,6 +238,15 @@ async def test_a_message_is_handed_out_until_it_is_answered(waiting: Fleet) -> N
     assert reply.text == "no data today"
     assert events[-1].text == "no site could train: no data today"
     assert (await bulk_pull(waiting, member)).content == b""
+
+
+async def test_a_message_that_ends_every_client_is_answered_for_it_at_last(waiting: Fleet) -> None:
+    """Else the run would wait for ever for a site whose client comes back, and is ended again, each time."""
+    (member,) = waiting.members.values()
+    for _ in range(HANDED_AT_MOST):
+        await next_message(waiting, member)
+    assert (await bulk_pull(waiting, member)).content == b""
+    assert (await waiting.end_of_run())[-1].kind is EventKind.FAILED
 
 
 async def test_a_poll_that_was_given_up_loses_no_message(tmp_path_factory: pytest.TempPathFactory) -> None:
