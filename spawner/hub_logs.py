@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from federator import logs
@@ -10,12 +11,22 @@ from jupyterhub import log as hub_log
 from tornado.web import RequestHandler
 
 
+class WithoutSessions(logging.Filter):
+    """JupyterHub tells of each XSRF cookie that it sets, and with it the id of the person's session."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Setting new xsrf cookie")
+
+
 def configuration(wanted: str) -> dict[str, Any]:
-    """For `c.JupyterHub.logging_config`: nothing for the Hub's own form of lines."""
-    if wanted != LogFormat.JSON:
-        return {}
-    lines = f"{logs.JsonLines.__module__}.{logs.JsonLines.__name__}"
-    return {"formatters": {"console": {"class": lines}}}
+    """For `c.JupyterHub.logging_config`, which changes what the Hub does by itself."""
+    told: dict[str, Any] = {
+        "filters": {"sessions": {"()": WithoutSessions}},
+        "handlers": {"console": {"filters": ["sessions"]}},
+    }
+    if wanted == LogFormat.JSON:
+        told["formatters"] = {"console": {"class": f"{logs.JsonLines.__module__}.{logs.JsonLines.__name__}"}}
+    return told
 
 
 def log_request(handler: RequestHandler) -> None:

@@ -123,6 +123,17 @@ class Daemon(ABC):
         """Run the docker command on this engine and return what it printed."""
         return _run(DOCKER, "-H", self.host, *arguments)
 
+    def process(self, pid: int) -> psutil.Process:
+        """The process that the engine knows by this id. Raises LookupError where there is none."""
+        assert self._process is not None, "the engine does not run"
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+                seen = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+                if len(seen) > 1 and seen[1] == str(pid):
+                    return process
+        raise LookupError(pid)
+
     def _start_dockerd(self, *arguments: str, enter: Sequence[str] = (), path: str = "") -> None:
         self.data.mkdir(parents=True, exist_ok=True)
         (self.run / "cgroup").mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import tomli_w
 
 from examples.demo.deployment import CLIENT_ID
@@ -82,11 +81,8 @@ class ComposeHub:
         return found
 
     def kill(self, service: str) -> None:
-        """Kill a container's processes from outside, as a crash does: what Docker kills itself is not started again."""
-        process = psutil.Process(self.container(service)["State"]["Pid"])
-        for one in [*process.children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+        """Kill a container's first process from outside, as a crash does: what Docker kills it does not start again."""
+        self.machine.process(self.container(service)["State"]["Pid"]).kill()
 
     def until_it_answers(self, *paths: str) -> None:
         """Wait for the Hub and its service, through the proxy."""

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from examples.demo.browser import Browser
+from examples.demo.browser import Browser, StepError
 from examples.demo.deployment import DatasetFolder
 from examples.demo.display import Display
 from examples.demo.people import RESEARCHERS, STEWARDS
@@ -95,8 +95,10 @@ async def _until(owner: Browser, run_id: str, reached: Callable[[dict[str, Any]]
     """The run's summary, once it is so; meanwhile nobody may answer."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(httpx.TransportError, StepError):
                 answer = await owner.request("GET", f"api/runs/{run_id}")
                 if answer.status_code == httpx.codes.OK and reached(run := answer.json()["summary"]):
                     return dict(run)
+                if answer.status_code == httpx.codes.UNAUTHORIZED:
+                    await owner.log_in()  # a Hub whose database is away knows nobody
             await asyncio.sleep(0.2)

@@ -50,7 +50,7 @@ class Collected:
 
     def secret(self, what: str, value: str) -> None:
         if len(value) >= SHORTEST:
-            self.secrets[value] = what
+            self.secrets.setdefault(value, what)
 
     def told_in(self, text: str, besides: tuple[str, ...] = ()) -> list[str]:
         """Names, never values, of the secrets in a text."""

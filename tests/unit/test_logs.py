@@ -205,8 +205,17 @@ def test_a_client_kernels_log_says_which_message_a_line_is_about(
 
 class TestHub:
     def test_json_takes_the_place_of_the_hubs_lines(self) -> None:
-        assert hub_logs.configuration("text") == {}
-        assert hub_logs.configuration("json") == {"formatters": {"console": {"class": "federator.logs.JsonLines"}}}
+        assert "formatters" not in hub_logs.configuration("text")
+        assert hub_logs.configuration("json")["formatters"] == {"console": {"class": "federator.logs.JsonLines"}}
+
+    def test_no_line_has_a_sessions_id(self, capsys: pytest.CaptureFixture[str]) -> None:
+        hub = JupyterHub(logging_config=hub_logs.configuration("text"), log_level=logging.INFO)
+        hub.log.info("Setting new xsrf cookie for %r", "the id")
+        hub.log.info("another line")
+        for handler in list(hub.log.handlers):
+            hub.log.removeHandler(handler)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("another line")
 
     def test_the_hub_takes_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         hub = JupyterHub(logging_config=hub_logs.configuration("json"), log_level=logging.INFO)
