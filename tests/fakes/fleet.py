@@ -32,7 +32,7 @@ from hub_service.site_stages import Stage
 from tests.fakes.measured import module_command
 
 PROJECT = "p1"
-STOP_S = 2.0
+STOP_S = 60.0  # at most: a thread that outlives its test is told as the next one's fault
 
 
 class Member:

@@ -324,7 +324,7 @@ async def test_an_answer_that_comes_too_late_is_not_kept(tmp_path_factory: pytes
         await it.events(lambda event: event.kind is EventKind.REPLY and "no answer" in event.text)
         answer = await bulk_push(it, slow, trained(slow, got))
         assert (answer.status_code, answer.content) == (200, b"")
-        assert len(list(mail_of(it).iterdir())) <= 1
+        assert len(list(mail_of(it).iterdir())) <= 2  # a model on its way out, and the quick one's answer
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
 
 
