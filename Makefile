@@ -17,7 +17,7 @@ test: setup ## Run every test this machine can run; what is left out is named.  
 	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
 
 chaos: setup ## Kill everything again and again, for hours; figures below test-output/reliability.  TRIES=25  MINUTES=120
-	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) $(or $(ARGS),$(CHAOS))
+	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) --cut-seconds 360 $(or $(ARGS),$(CHAOS))
 
 bench: setup ## Measure, and print a table.  GROUPS="rounds big": these only.  ARGS=--without-peers: ours only
 	@$(PY) -m tests.bench $(ARGS) $(GROUPS)
