@@ -132,6 +132,8 @@ def sample_body(operation: dict[str, Any], first: FirstTenant) -> dict[str, Any]
         "reason": "",
         "detail": "",
         "public_key": "ecdsa-sha2-nistp384 AAAA",
+        "on_outage": "stop",
+        "grace_s": 60,
     }
     body = {name: samples[name] for name in schema["properties"] if name in samples}
     if "state" in schema["properties"]:
