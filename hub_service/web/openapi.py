@@ -93,14 +93,19 @@ def _operation(operation: Operation, schemas: dict[tuple[Any, Any], Any]) -> dic
 
 def _body(operation: Operation, schemas: dict[tuple[Any, Any], Any]) -> dict[str, Any]:
     if isinstance(operation.body, str):
-        return {operation.body: {"schema": {"type": "string", "format": "binary"}}}
+        return {operation.body: {"schema": _file(operation.body)}}
     return {"application/json": {"schema": schemas[(operation.body, "validation")]}}
+
+
+def _file(content_type: str) -> dict[str, Any]:
+    """A file of this type; a notebook is JSON, which readers of the document parse."""
+    return {"type": "object"} if content_type.endswith("+json") else {"type": "string", "format": "binary"}
 
 
 def _answer(operation: Operation, schemas: dict[tuple[Any, Any], Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": operation.summary}
     if isinstance(operation.answer, str):
-        answer["content"] = {operation.answer: {"schema": {"type": "string", "format": "binary"}}}
+        answer["content"] = {operation.answer: {"schema": _file(operation.answer)}}
     elif operation.answer is not None:
         answer["content"] = {"application/json": {"schema": schemas[(operation.answer, "serialization")]}}
     return answer
