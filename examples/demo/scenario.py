@@ -17,7 +17,7 @@ from examples.demo.display import ALL_SITES, FEDERATED, POOLED, Display, Row, fi
 from examples.demo.people import Researcher, Steward
 
 METRIC = "accuracy"
-READY_PATIENCE_S = 60.0
+READY_PATIENCE_S = 180.0
 
 
 @dataclass(frozen=True)
