@@ -182,7 +182,7 @@ class Settings:
 
 
 def log_format(environment: Mapping[str, str]) -> LogFormat:
-    """From FEDERATION_LOG_FORMAT. Raises Invalid."""
+    """From FEDERATOR_LOG_FORMAT. Raises Invalid."""
     text = environment.get(FORMAT_VARIABLE) or LogFormat.TEXT
     if text not in list(LogFormat):
         raise Invalid(f"{FORMAT_VARIABLE} is {text!r}.", f"Write one of: {', '.join(LogFormat)}.")

@@ -113,7 +113,7 @@ def service_environment(deployment: Deployment) -> dict[str, str]:
         "FEDERATION_ADMIN_CONTACT": deployment.hub.admin_contact,
         "FEDERATION_KEEP_MODEL_BYTES": str(int(deployment.hub.keep_models)),
         "FEDERATION_QUOTAS": json.dumps(quotas(deployment)),
-        "FEDERATION_LOG_FORMAT": deployment.hub.log_format,
+        "FEDERATOR_LOG_FORMAT": deployment.hub.log_format,
         "FLWR_TELEMETRY_ENABLED": "0",
         **artifacts(deployment),
         **database(deployment),

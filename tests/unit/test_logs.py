@@ -131,9 +131,9 @@ def test_it_is_set_up_once_for_the_process(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_setting_is_checked() -> None:
     assert log_format({}) is LogFormat.TEXT
-    assert log_format({"FEDERATION_LOG_FORMAT": "json"}) is LogFormat.JSON
-    with pytest.raises(Invalid, match="FEDERATION_LOG_FORMAT"):
-        log_format({"FEDERATION_LOG_FORMAT": "xml"})
+    assert log_format({"FEDERATOR_LOG_FORMAT": "json"}) is LogFormat.JSON
+    with pytest.raises(Invalid, match="FEDERATOR_LOG_FORMAT"):
+        log_format({"FEDERATOR_LOG_FORMAT": "xml"})
 
 
 def test_the_last_errors_are_kept_without_their_stack() -> None:
@@ -167,7 +167,7 @@ def test_every_line_of_an_aggregator_says_its_run_whichever_thread_writes_it() -
     library, stream = logging.getLogger("test.library"), io.StringIO()
     library.propagate = False
     library.addHandler(logging.StreamHandler(stream))
-    wanted = logs.begin_process({**told, "FEDERATION_LOG_FORMAT": "json"})
+    wanted = logs.begin_process({**told, "FEDERATOR_LOG_FORMAT": "json"})
     logs.take_over(library, wanted)
     (handler,) = library.handlers
     assert isinstance(handler, logging.StreamHandler)
@@ -183,7 +183,7 @@ def test_every_line_of_an_aggregator_says_its_run_whichever_thread_writes_it() -
 def test_a_process_without_a_run_says_none() -> None:
     assert logs.begin_process(environment("/home")) is LogFormat.TEXT
     with pytest.raises(ValueError, match="xml"):
-        logs.begin_process({"FEDERATION_LOG_FORMAT": "xml"})
+        logs.begin_process({"FEDERATOR_LOG_FORMAT": "xml"})
 
 
 def test_a_client_kernels_log_says_which_message_a_line_is_about(

@@ -23,8 +23,8 @@ from enum import StrEnum
 from typing import TextIO
 
 REQUEST_ID_HEADER = "X-Request-ID"
-FORMAT_VARIABLE = "FEDERATION_LOG_FORMAT"
-RUN_VARIABLE, PROJECT_VARIABLE = "FEDERATION_RUN", "FEDERATION_PROJECT"
+FORMAT_VARIABLE = "FEDERATOR_LOG_FORMAT"
+RUN_VARIABLE, PROJECT_VARIABLE = "FEDERATOR_RUN", "FEDERATOR_PROJECT"
 
 NAMES = ("request_id", "run", "project", "site", "message_id")
 """What a line may be about, in the order in which it says so."""
