@@ -24,6 +24,7 @@ from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Unavailable
 from hub_service.domain.runs import Run
 from hub_service.results.models import best_round
+from hub_service.run_history import standing
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
 
@@ -96,7 +97,7 @@ class Sweeper:
                     await self._remove_rounds(run, kept)
 
     def _kept_for_good(self, run: Run) -> Iterable[ModelFile]:
-        best, _ = best_round(rounds(run, self._store.events(run.id)))
+        best, _ = best_round(rounds(run, standing(self._store.events(run.id))))
         last = max(model.round for model in run.models)
         return (model for model in run.models if model.round in (best, last) or model.sha256 == run.model_sha256)
 

@@ -49,7 +49,7 @@ class World:
             models.append(ModelFile(*self.federation.artifacts.put_model(source), number))
         run = self.federation.store.run(run_id)
         assert run is not None
-        node = {str(7): "a"}
+        node = {"7": "a", "8": "b"}
         self.federation.store.put_run(
             replace(
                 run,
@@ -212,6 +212,28 @@ async def test_models_of_old_rounds_go_and_the_last_and_the_best_stay(tmp_path: 
         await world.federation.coordinator.model_path(ANNA, run_id, "1")
     await world.sweeper.sweep()
     assert len(world.federation.store.audit_lines()) == lines + 1  # of the download
+
+
+async def test_a_round_that_was_begun_anew_is_not_the_best_for_what_it_was_before(tmp_path: Path) -> None:
+    """Its model is another one by now."""
+    world = World(tmp_path, keep_rounds=timedelta(days=30))
+    project_id, _, _ = await world.federation.ready_project()
+    run_id = world.finished_run(project_id, tmp_path, rounds=4)
+    run = world.federation.store.run(run_id)
+    assert run is not None
+    world.federation.store.add_events(
+        run_id,
+        [
+            RunEvent(EventKind.REPLY, 0.0, "federated", 3, "evaluate", 8, metrics={"accuracy": 1.0}, examples=900),
+            RunEvent(EventKind.RESUMED, 0.5, "federated", 2),
+            RunEvent(EventKind.REPLY, 1.0, "federated", 3, "evaluate", 7, metrics={"accuracy": 0.5}, examples=9),
+        ],
+    )
+    world.federation.clock.advance(days=31)
+    await world.sweeper.sweep()
+    run = world.federation.store.run(run_id)
+    assert run is not None
+    assert [model.round for model in run.models] == [2, 4]
 
 
 async def test_leftovers_go_when_they_have_been_of_no_use_for_long(world: World, tmp_path: Path) -> None:
