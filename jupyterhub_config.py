@@ -14,7 +14,7 @@ import spawner
 from spawner import access, deployment, hub_logs, sites_page
 from spawner.authenticator import SiteAuthenticator
 from spawner.kinds import spawner_class
-from spawner.proxy import RestoredProxy
+from spawner.proxy import RestoredProxy, proxy_node_options
 
 c = get_config()  # noqa: F821 - traitlets puts it here
 
@@ -47,6 +47,7 @@ c.ConfigurableHTTPProxy.command = [
     "env",
     f"MALLOC_TRIM_THRESHOLD_={64 * 1024**2}",
     f"MALLOC_MMAP_THRESHOLD_={32 * 1024**2}",
+    f"NODE_OPTIONS={proxy_node_options()}",
     *hub.proxy_command,
 ]
 c.Proxy.extra_routes = {FLEET_PREFIX: access.service_url(wanted)}
@@ -69,15 +70,12 @@ c.JupyterHub.cleanup_servers = c.JupyterHub.spawner_class.ends_with_hub
 c.SiteSpawner.deployment = wanted
 c.JupyterHub.services = [access.service(wanted), *access.monitors()]
 
-# What it writes down
+# What it writes down, and what its pages tell the browser beside what the Hub itself does
 c.JupyterHub.logging_config = hub_logs.configuration(hub.log_format)
-c.JupyterHub.tornado_settings = {"log_function": hub_logs.log_request}
+c.JupyterHub.tornado_settings = {"log_function": hub_logs.log_request, "headers": access.page_headers(wanted)}
 
 # The administrators' page of the sites
 c.JupyterHub.extra_handlers = sites_page.handlers(wanted, deployment.config_path())
-
-# What the Hub's pages tell the browser, beside what the Hub itself does
-c.JupyterHub.tornado_settings = {"headers": access.page_headers(wanted)}
 
 # How the Hub's pages look
 c.JupyterHub.template_paths = [str(Path(spawner.__file__).parent / "templates")]

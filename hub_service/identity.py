@@ -19,6 +19,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
+from federator import logs
 from federator.contract import Scope
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
@@ -37,9 +38,18 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK = ("127.", "::1")
 
 
+class TracedHubOAuth(HubOAuth):
+    """JupyterHub's client, which tells the Hub for which request it asks."""
+
+    async def _api_request(self, method: str, url: str, /, **kwargs: Any) -> Any:
+        """All that it asks goes through this method."""
+        headers = {**kwargs.pop("headers", {}), **logs.request_headers()}
+        return await super()._api_request(method, url, headers=headers, **kwargs)
+
+
 def hub_auth_from_environment() -> HubOAuth:
     """The Hub's OAuth client for this service, from the JUPYTERHUB_* variables that the Hub sets."""
-    return HubOAuth(cache_max_age=HUB_ANSWER_AGE_S)
+    return TracedHubOAuth(cache_max_age=HUB_ANSWER_AGE_S)
 
 
 async def close_hub_connections() -> None:

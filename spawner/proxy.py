@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from traitlets import default
+
+UPLOADS_SCRIPT = Path(__file__).parent / "proxy_uploads.cjs"
+
+
+def proxy_node_options() -> str:
+    """NODE_OPTIONS for the proxy: those of the Hub's environment, and the script that lets uploads take their time.
+
+    Used by `jupyterhub_config.py`. See https://nodejs.org/api/cli.html#node_optionsoptions for the quotes.
+    """
+    return " ".join(filter(None, (os.environ.get("NODE_OPTIONS"), f'--require="{UPLOADS_SCRIPT}"')))
 
 
 class RestoredProxy(ConfigurableHTTPProxy):

@@ -6,9 +6,13 @@ import sys
 
 import httpx
 import pytest
+from federator import logs
 from federator.contract import SERVICE_PREFIX, Route
+from jupyterhub import log as hub_log
 from prometheus_client.parser import text_string_to_metric_families
 
+from spawner.proxy import proxy_node_options
+from tests.fakes.in_process_hub import InProcessHub
 from tests.hub.accessibility import grave_faults
 from tests.hub.actors import METRICS_TOKEN, Browser
 
@@ -37,6 +41,22 @@ async def test_the_panel_of_the_home_page_is_there(browser: Browser) -> None:
 async def test_the_home_page_with_the_panel_is_accessible(browser: Browser, width: int) -> None:
     await browser.log_in("mateu")
     assert not await grave_faults(browser, width, {"home-with-panel": "/hub/home"})
+
+
+def test_the_proxy_lets_uploads_take_their_time(hub: InProcessHub) -> None:
+    assert f"NODE_OPTIONS={proxy_node_options()}" in hub.config.ConfigurableHTTPProxy.command
+
+
+async def test_the_hubs_line_about_the_service_has_the_id_of_the_persons_request(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await browser.log_in("mateu")
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        hub_log, "log_request", lambda handler: told.append((handler.request.path, logs.noted("request_id")))
+    )
+    await browser.http.get(SERVICE_PREFIX, headers={logs.REQUEST_ID_HEADER: "from-the-person"})
+    assert ("/hub/api/user", "from-the-person") in told
 
 
 async def test_an_admin_without_a_site_can_open_the_service(browser: Browser) -> None:
