@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from federator.contract import OutagePolicy
 from sqlalchemy import Column, MetaData, create_engine, select, text
+from sqlalchemy.exc import DBAPIError
 
 from hub_service.domain.errors import DatabaseUnavailable, FederationError, Unavailable
 from hub_service.domain.projects import GRACE_S
@@ -118,6 +119,20 @@ def test_every_row_is_kept_and_new_columns_are_as_before_there_was_a_choice(at_b
     store.add_events("r1", store.events("r1")[:1])
     assert [event.round for event in store.events("r1")] == [1, 2, 1]
     store.close()
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit_lines SET actor = 'nobody'", "DELETE FROM audit_lines"])
+def test_the_database_lets_nobody_change_the_audit_log(at_baseline: str, change: str) -> None:
+    store = SqlStore(at_baseline)
+    before = list(store.audit_lines())
+    store.close()
+    database = Database(at_baseline)
+    with pytest.raises(DBAPIError, match="never changed or removed"), database.transaction() as connection:
+        connection.execute(text(change))
+    database.close()
+    again = SqlStore(at_baseline)
+    assert list(again.audit_lines()) == before != []
+    again.close()
 
 
 def test_an_upgrade_is_needed_once(at_baseline: str) -> None:
