@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TypeVar
 
 import httpx
+from federator import logs
 from federator.framing import pack
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -135,7 +136,7 @@ class SuperLink:
         return answer
 
     async def _post(self, path: str, content: bytes) -> httpx.Response:
-        headers = {"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE}
+        headers = {"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE, **logs.request_headers()}
         try:
             async with self._endpoint.client(timeout=_CALL_TIMEOUT) as client:
                 return await client.post(path, content=content, headers=headers)

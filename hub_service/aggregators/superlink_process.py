@@ -78,6 +78,7 @@ from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from google.protobuf.message import DecodeError, Message
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -167,6 +168,8 @@ class BulkPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
+        if scope["type"] == "http":
+            logs.note(request_id=logs.checked_request_id(Headers(scope=scope).get(logs.REQUEST_ID_HEADER, "")))
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             request = Request({**scope, "app": self._app}, receive)
             app = await http_error_translator(request, self._answer)

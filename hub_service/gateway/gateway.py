@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
+from federator import logs
 from federator.contract import FLEET_LETTERS_HEADER, FLEET_WAITING_HEADER
 from federator.framing import BadFrame, pack, split
 from federator.parcel import Letter
@@ -290,7 +291,7 @@ class Gateway:
             for name, value in headers.items()
             if name.lower() in _FORWARDED_HEADERS or name.lower().startswith(_VERSION_HEADER_PREFIX)
         }
-        return Caller(public_key, grant, kept, FLEET_LETTERS_HEADER in headers)
+        return Caller(public_key, grant, kept | logs.request_headers(), FLEET_LETTERS_HEADER in headers)
 
     def poll_s(self, prefer: str, unasked_s: float = POLL_S) -> float:
         """How long to hold a poll: what a `Prefer: wait=N` header asks for, within the limit."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from federator.contract import ClientState, Conditions, OutagePolicy
@@ -18,7 +19,7 @@ from federator.service_client import NotFound, Unreachable
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
+from tornado.web import RequestHandler
 
 from hub_service.aggregators.base import AggregatorBackend, ServerAppSpec
 from hub_service.aggregators.events import read_events
@@ -29,6 +30,7 @@ from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import CHUNK_SIZE, fleet_routes
 from hub_service.site_stages import Stage
+from hub_service.web.tracing import TracedApplication
 from tests.fakes.measured import module_command
 
 PROJECT = "p1"
@@ -153,7 +155,9 @@ class Fleet:
         self.server.add_sockets(bind_sockets(self.port, "127.0.0.1"))
 
     def _server(self) -> HTTPServer:
-        application = Application(fleet_routes(self.gateway), log_function=self._note_request)
+        application = TracedApplication(
+            fleet_routes(self.gateway), log_function=self._note_request, new_id=lambda: uuid4().hex
+        )
         return HTTPServer(application, ssl_options=self._tls, chunk_size=CHUNK_SIZE)
 
     def _note_request(self, handler: RequestHandler) -> None:

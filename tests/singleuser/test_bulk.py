@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_LETTERS_HEADER
 from federator.framing import framed, pack, split
+from federator.logs import REQUEST_ID_HEADER
 from federator.node import _error_reply, _packed
 from federator.parcel import Letter, content_of, plain_array
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -172,6 +174,13 @@ async def test_what_is_no_frame_is_refused(running: Fleet) -> None:
         assert (await bulk_push(running, a, body)).status_code == 400
     for body in (b"", whole[:-1], pack([pull(a).SerializeToString()], {}), pack([b"\xff\xff", b"[]"], {})):
         assert (await post(running, "bulk-pull", body, signed(a))).status_code == 400
+
+
+async def test_the_superlinks_line_has_the_id_of_the_nodes_request(running: Fleet) -> None:
+    headers = signed(running.members["a"]) | {REQUEST_ID_HEADER: "from-the-node"}
+    assert (await post(running, "get-run", b"\xff\xff", headers)).status_code == 400
+    log = running.backend.run_folder(PROJECT, "r1").parents[1] / "superlink.log"
+    assert re.search(r"ERROR flwr: .*/get-run.*\[request_id=from-the-node project=p1\]", log.read_text())
 
 
 async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
