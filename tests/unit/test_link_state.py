@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from federator.node import _HEARTBEAT_INTERVAL_S, _HEARTBEAT_S
 from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.server.superlink.linkstate import in_memory_linkstate, utils
 from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.date import now
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
+from hub_service.aggregators import link_state
 from hub_service.aggregators.link_state import LinkState
 
 KEYS = [b"-----BEGIN PUBLIC KEY-----\none\n", b"-----BEGIN PUBLIC KEY-----\ntwo\n"]
@@ -105,6 +110,37 @@ def test_an_expired_message_is_answered_with_an_error(tmp_path: Path) -> None:
     assert answer.metadata.reply_to_message_id == old
     assert answer.error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert not state.has_reply(kept, "0" * 64)
+
+
+def test_a_node_that_trains_for_an_hour_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a simulated clock, with our nodes' heartbeats: it is connected all the time, and its answer counts once."""
+    began, seconds = now(), 0.0
+    for module in (in_memory_linkstate, utils, link_state):
+        monkeypatch.setattr(module, "now", lambda: began + timedelta(seconds=seconds))
+    monkeypatch.setattr(link_state.time, "monotonic", lambda: seconds)
+    state = state_in(tmp_path)
+    node_id = state.create_node("owner", "name", KEYS[0], 30.0)
+    state.activate_node(node_id, 30.0)
+    run_id = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, "owner", "serverapp")
+    message_id = stored(state, run_id, node_id, "0" * 64)
+    TaskIdentity.node_id = node_id
+    (message,) = state.get_message_ins(node_id, limit=1)
+    while seconds < 3600:
+        seconds += _HEARTBEAT_S
+        assert not state.silent_nodes()
+        assert state.get_message_res({message_id}, run_id) == []
+        assert state.acknowledge_node_heartbeat(node_id, _HEARTBEAT_INTERVAL_S)
+    seconds += 2.5 * _HEARTBEAT_INTERVAL_S
+    assert state.silent_nodes() == {node_id: 2.5 * _HEARTBEAT_INTERVAL_S}
+
+    reply = Message(RecordDict(), reply_to=message)
+    reply.metadata.__dict__["_message_id"] = "1" * 64
+    for _ in range(2):  # as a node whose connection broke sends it again
+        state.store_message_and_object_tree(reply, ObjectTree(object_id="1" * 64), state.start_session(run_id))
+    assert state.has_reply(message_id, "1" * 64)
+    (answer,) = state.get_message_res({message_id}, run_id)
+    assert not answer.has_error()
+    assert state.get_message_res({message_id}, run_id) == []
 
 
 def stored(state: LinkState, run_id: int, node_id: int, message_id: str) -> str:
