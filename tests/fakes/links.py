@@ -11,10 +11,12 @@ import heapq
 import itertools
 import os
 import random
+import select
 import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -50,6 +52,7 @@ class Link:
         self._random = random.Random(seed)  # noqa: S311 - what is lost is no secret
         self._cut = threading.Event()
         self._closing = threading.Event()
+        self._end = self._told_to_end = -1  # a pipe, which wakes who waits for packets
         self._devices: list[int] = []
         self._threads: list[threading.Thread] = []
         self.lost = self.passed = 0  # packets
@@ -69,17 +72,25 @@ class Link:
         _ip("-n", self.name, "addr", "add", self._far, "peer", self.address, "dev", far)
         _ip("-n", self.name, "link", "set", far, "up", "mtu", str(_MTU))
         _ip("-n", self.name, "link", "set", "lo", "up")
+        self._told_to_end, self._end = os.pipe()
         for source, target in (self._devices, reversed(self._devices)):
-            self._threads.append(threading.Thread(target=self._carry, args=(source, target), daemon=True))
-        for thread in self._threads:
-            thread.start()
+            self._begin(self._carry, source, target)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Nobody reads any more when the devices are closed: their numbers are the next open files' then."""
         self._closing.set()
+        os.close(self._end)
+        for thread in self._threads:
+            thread.join()
         _ip("netns", "del", self.name)
-        for device in self._devices:
+        for device in (*self._devices, self._told_to_end):
             os.close(device)
+
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def cut(self) -> None:
         """Let nothing pass any more, and tell nobody."""
@@ -92,13 +103,13 @@ class Link:
         """Take packets in and hand each on at its time."""
         queue: list[tuple[float, int, bytes]] = []
         news = threading.Condition()
-        threading.Thread(target=self._deliver, args=(queue, news, target), daemon=True).start()
+        self._begin(self._deliver, queue, news, target)
         free_at = 0.0
         for place in itertools.count():
-            try:
-                packet = os.read(source, _MTU + 100)
-            except OSError:  # closed
+            ready, _, _ = select.select([source, self._told_to_end], [], [])
+            if self._told_to_end in ready:
                 return
+            packet = os.read(source, _MTU + 100)
             now = time.monotonic()
             bits_s = self._quality.bits_s
             waiting = (free_at - now) * bits_s / 8 if bits_s and free_at > now else 0.0
@@ -120,7 +131,7 @@ class Link:
                 packet = heapq.heappop(queue)[2]
             try:
                 os.write(target, packet)
-            except OSError:  # closed, or down
+            except OSError:  # the device is down
                 return
             self.passed += 1
 
