@@ -6,6 +6,7 @@ summary names it with the reason; with `--require-all` (CI) the run fails instea
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections import Counter
@@ -93,6 +94,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Modules are no garbage: some of Flower's strategies look through all objects several times a round."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -231,6 +231,7 @@ class TestService:
             monkeypatch.setenv(name, value)
         state_dir = Path(environment["FEDERATION_STATE_DIR"])
         (state_dir / "federation.db").mkdir(parents=True)
+        monkeypatch.setattr("hub_service.app._DATABASE_WAIT_S", 0.1)
         service = Service(Settings.from_environment(environment))
         with pytest.raises(Unavailable, match="database"):
             await service.start()
