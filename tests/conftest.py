@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,6 +79,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tries", type=int, default=1, help="how often each fault of the recovery tests is tried")
     parser.addoption("--cut-seconds", type=float, default=20.0, help="how long a site is cut off")
     parser.addoption("--soak-minutes", type=float, default=10.0, help="how long the soak takes")
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so does all that it starts; the programs under test listen to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
