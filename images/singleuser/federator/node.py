@@ -253,7 +253,10 @@ class Node:
         try:
             self._serve_in_a_folder()
         except KeyRefused:
-            reason = "The service does not accept this client any more: the participation or the approval has ended."
+            reason = (
+                "The service does not accept this client any more: the participation or the approval has ended, "
+                "or a newer client has taken its place."
+            )
             _log.warning("%s Whatever it worked on was given up.", reason)
             self._report(ClientState.FAILED, reason)
         except asyncio.CancelledError:
