@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ PATIENCE_S = 600.0
 """How long a run waits for what its aggregator needs to be started again, such as an engine."""
 
 _RETRY_S = 2.0
+_LEAST_ROOM = 16 * 1024**2  # bytes; an aggregator that has less to write to is lost again at once
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
 _SOON = 0.125  # of the time between two looks
 
@@ -236,7 +238,10 @@ class RunDriver:
         progress, _ = self._look()
         if progress.outcome is not None:
             return progress.outcome, progress.run.message
+        waited = await self._until_there_is_room()
         begun = len(self._rounds.begun)
+        if waited:
+            self._losses = 0  # not the app's doing
         self._losses = 1 if begun > self._begun_at_loss else self._losses + 1
         self._begun_at_loss = begun
         if self._losses >= MOST_LOSSES:
@@ -253,6 +258,18 @@ class RunDriver:
         self._changes.announce(project_topic(run.project_id))
         await self._launch_in_time()
         return None
+
+    async def _until_there_is_room(self) -> bool:
+        """Return once the run can write again; whether its disk was full."""
+        folder = self._backend.run_folder(self._run.project_id, self._run_id)
+        waited = False
+        while folder.exists() and shutil.disk_usage(folder).free < _LEAST_ROOM:
+            if not waited:
+                log.warning("run %s waits: its disk is full", self._run_id)
+                self._put(replace(self._run, phase="waiting: the service's disk is full"))
+            waited = True
+            await asyncio.sleep(_RETRY_S)
+        return waited
 
     async def _launch_in_time(self) -> None:
         """Begin anew as soon as that can be. Raises Unavailable where it cannot for long."""

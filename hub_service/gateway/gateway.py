@@ -133,8 +133,11 @@ class NoRun(Refusal):
 
 
 class DiskFull(Refusal):
+    """A node sends its answer again, and again: whoever makes room loses no round."""
+
     def __init__(self) -> None:
-        super().__init__(507, "The service's disk is full: it could not take this site's answer.")
+        text = "The service's disk is full: it could not take this site's answer."
+        super().__init__(507, text, {"Retry-After": "5"})
 
 
 class TooOften(Refusal):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,8 +66,7 @@ class Upload:
                 raise Refusal(400, "The body ends within its first part.")
             if self._waiting_size:
                 await self._write()
-            if self._file is not None:
-                self._file.close()
+            self._close()
             self._handed_on = True
             kept = await self._gateway.bulk_push(self._caller, self._envelope, self._name)
         except NotNow:
@@ -85,7 +85,8 @@ class Upload:
     def abandon(self) -> None:
         """Leave nothing of it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(DiskFull):
+                self._close()
             remove_mail(self._folder, self._name)
 
     def _read_envelope(self) -> None:
@@ -106,10 +107,16 @@ class Upload:
         self._waiting.append(chunk)
         self._waiting_size += len(chunk)
 
+    def _close(self) -> None:
+        """What the file still held in memory is written now."""
+        if self._file is not None:
+            with _room():
+                self._file.close()
+
     async def _write(self) -> None:
         pieces, self._waiting = self._waiting, []
         size, self._waiting_size = self._waiting_size, 0
-        try:
+        with _room():
             if self._file is None:
                 self._folder, self._name = self._gateway.mail_of(self._caller), self._new_name()
                 self._file = create_mail(self._folder, self._name)
@@ -117,9 +124,16 @@ class Upload:
                 self._file.writelines(pieces)
             else:
                 await asyncio.to_thread(self._file.writelines, pieces)
-        except NoSuchMail as error:
-            raise NoRun from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull from error
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Raises DiskFull where there is none for what is written inside, and NoRun where the run's folder is gone."""
+    try:
+        yield
+    except NoSuchMail as error:
+        raise NoRun from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull from error

@@ -36,6 +36,7 @@ from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.superlink_process import HANDED_AT_MOST, BulkPaths
 from hub_service.domain.runs import EventKind
 from hub_service.gateway import upload
+from hub_service.gateway.gateway import Refusal
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.singleuser.test_gateway import post, pull, signed
@@ -394,6 +395,7 @@ async def test_a_full_disk_is_named(waiting: Fleet, monkeypatch: pytest.MonkeyPa
     answer = await bulk_push(waiting, member, trained(member, got, size=size))
     assert answer.status_code == 507
     assert "disk is full" in answer.json()["detail"]
+    assert int(answer.headers["Retry-After"]) > 0
     assert len(list(mail_of(waiting).iterdir())) == 1
 
 
@@ -414,13 +416,13 @@ async def test_an_answer_over_the_limit_is_an_error_with_both_sizes(tmp_path_fac
 async def test_what_the_gateway_refuses_is_told_to_the_run(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    def refuse(*_: object) -> None:
+        raise Refusal(400, "This answer is none.")
 
-    monkeypatch.setattr(upload, "create_mail", full)
+    monkeypatch.setattr(upload, "create_mail", refuse)
     app = averaging_app()
-    async with fleet(tmp_path_factory.mktemp("full")) as it:
+    async with fleet(tmp_path_factory.mktemp("refused")) as it:
         member = it.start_node("a", 0.0, app)
         await it.start_run(app, [member], rounds=1)
         text = (await it.end_of_run())[-1].text
-    assert text == "no site could train: The service's disk is full: it could not take this site's answer."
+    assert text == "no site could train: This answer is none."

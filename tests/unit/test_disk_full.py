@@ -15,6 +15,7 @@ from hub_service.audit import fault
 from hub_service.domain.errors import DatabaseUnavailable, Unavailable
 from hub_service.store.sql import SqlStore
 from tests.fakes.federation import ANNA, Federation
+from tests.fakes.full_disk import fill
 
 pytestmark = pytest.mark.needs_mounts
 
@@ -29,19 +30,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all room; the file that has it."""
-    filler = folder / "filler"
-    with filler.open("ab", buffering=0) as file:
-        for size in (_MEGABYTE, 4096, 1):
-            try:
-                while file.write(bytes(size)) == size:
-                    pass
-            except OSError:
-                continue
-    return filler
 
 
 def make_projects(federation: Federation) -> None:

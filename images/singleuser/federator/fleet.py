@@ -53,7 +53,7 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
 _LONGEST_TOLD_S = 60  # of a Retry-After that is heeded
 _CLOCK_TOLERANCE_S = 4.0  # Flower takes no time that is five seconds ahead; a Date has whole seconds
 _MEDIA_TYPE = "application/protobuf"
-_AGAIN = frozenset({404, 429, 500, 502, 503, 504})  # 404: the Hub's proxy while the service restarts
+_AGAIN = frozenset({404, 429, 500, 502, 503, 504, 507})  # 404: the Hub's proxy while the service restarts
 _LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
 _PIECE = 1024 * 1024  # bytes that are handed to the connection, or taken from it, at once
 
@@ -104,7 +104,7 @@ class FleetConnection:
     Args:
         address: host:port of the Hub.
         root_certificates: PEM of the authority that signed the Hub's certificate; None for the system's.
-        on_trouble: told when an attempt failed and another follows, with the reason.
+        on_trouble: told when an attempt failed and another follows: what is the matter, for people, and the reason.
         on_clock: told when this site's clock is found to be wrong: seconds that it is behind the Hub's; negative where
             it is ahead.
     """
@@ -116,7 +116,7 @@ class FleetConnection:
         tls: bool,
         root_certificates: bytes | None,
         private_key: ec.EllipticCurvePrivateKey,
-        on_trouble: Callable[[str], None],
+        on_trouble: Callable[[str, str], None],
         on_clock: Callable[[float], None],
     ) -> None:
         self._private_key = private_key
@@ -216,6 +216,7 @@ class FleetConnection:
         """The first answer that is one."""
         delay = _FIRST_RETRY_S
         while True:
+            matter = "The Hub does not answer"
             try:
                 response = await attempt(wait)
             except httpx.TransportError as error:
@@ -227,7 +228,9 @@ class FleetConnection:
                     return _granted(response)
                 reason = f"HTTP {response.status_code}, request {response.headers.get(REQUEST_ID_HEADER, 'unknown')}"
                 told_s = _retry_after_s(response)
-            self._on_trouble(reason)
+                if response.status_code == httpx.codes.INSUFFICIENT_STORAGE:
+                    matter = _detail(response).rstrip(".")
+            self._on_trouble(matter, reason)
             if wait is not None:
                 wait = 0.0  # the first answer after trouble is news by itself
             spread = random.uniform(0.5, 1.0)  # noqa: S311 - spreads nodes, guards nothing

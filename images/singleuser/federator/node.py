@@ -427,7 +427,7 @@ class Node:
             try:
                 conditions = await self._in_worker(partial(self._approvals.require, fab_hash))
             except NobodyAnswers as trouble:
-                self._trouble(str(trouble))
+                self._trouble("The Hub does not answer", str(trouble))
                 await asyncio.sleep(delay.next())
             else:
                 if before is not None:
@@ -583,6 +583,7 @@ class Node:
             app = import_attribute(reference, folder, earlier.folder if earlier else None)
         except (Exception, SystemExit) as error:
             _log.exception("the ClientApp could not be loaded")
+            self._remove_unpacked()
             raise AppNotLoaded from error
         if not isinstance(app, ClientApp):
             raise AppNotLoaded(f"'{reference}' is no ClientApp")
@@ -590,6 +591,11 @@ class Node:
             shutil.rmtree(earlier.folder, ignore_errors=True)
         self._loaded, self._app_trouble = _Loaded(fab_hash, folder, app), ""
         return app
+
+    def _remove_unpacked(self) -> None:
+        """Flower takes a folder that is there for an app that was unpacked, also where the disk was full meanwhile."""
+        for folder in self._folder.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _context(self, task: _Task, fab: bytes, ask: Ask) -> Context:
         """The run's context: what the app puts into its state is there at the run's next message."""
@@ -610,9 +616,9 @@ class Node:
 
     # --- state
 
-    def _trouble(self, reason: str) -> None:
-        _log.info("the Hub does not answer: %s", reason)
-        self._report(ClientState.STARTING, "The Hub does not answer; trying again.")
+    def _trouble(self, matter: str, reason: str) -> None:
+        _log.info("%s: %s", matter, reason)
+        self._report(ClientState.STARTING, f"{matter}; trying again.")
 
     def _clock_is_off(self, behind_s: float) -> None:
         way = "behind" if behind_s > 0 else "ahead of"
