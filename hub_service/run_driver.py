@@ -187,6 +187,7 @@ class RunDriver:
     # --- beginning
 
     async def _begin(self) -> None:
+        await self._until_there_is_room()
         try:
             await self._launch()
         except Unavailable as error:  # it may have been killed while it started; one that never starts fails twice
@@ -260,16 +261,26 @@ class RunDriver:
         return None
 
     async def _until_there_is_room(self) -> bool:
-        """Return once the run can write again; whether its disk was full."""
-        folder = self._backend.run_folder(self._run.project_id, self._run_id)
+        """Return once the run can write; whether its disk was full. It waits until somebody makes room or stops it."""
         waited = False
-        while folder.exists() and shutil.disk_usage(folder).free < _LEAST_ROOM:
+        while self._room() < self._needed_room():
             if not waited:
                 log.warning("run %s waits: its disk is full", self._run_id)
-                self._put(replace(self._run, phase="waiting: the service's disk is full"))
+                words = "waiting: the service's disk is full. Ask the Hub's administrator for room"
+                self._put(replace(self._run, phase=words))
             waited = True
             await asyncio.sleep(_RETRY_S)
         return waited
+
+    def _room(self) -> int:
+        """Bytes that are free where the run writes, or will."""
+        folder = self._backend.run_folder(self._run.project_id, self._run_id)
+        return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+
+    def _needed_room(self) -> int:
+        """Bytes that a round takes: the model for the sites, an answer of each, the checkpoint, the model to keep."""
+        model = self._model_file(self._run)
+        return max(_LEAST_ROOM, (len(self._run.sites) + 3) * model.stat().st_size if model.exists() else 0)
 
     async def _launch_in_time(self) -> None:
         """Begin anew as soon as that can be. Raises Unavailable where it cannot for long."""

@@ -9,6 +9,7 @@ That process runs code of the project's owner: whatever stands in its run folder
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -54,8 +55,13 @@ class EventFile:
             self.begun = whole > 0
 
     def write(self, event: RunEvent) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(encode(event) + "\n")
+        """Raises OSError where the disk refuses; nothing of the line is left then."""
+        line = (encode(event) + "\n").encode("utf-8")
+        with self._path.open("ab", buffering=0) as file:
+            written = file.write(line)
+            if written != len(line):
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 def encode(event: RunEvent) -> str:

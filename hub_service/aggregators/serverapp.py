@@ -21,6 +21,7 @@ a last word, and is begun anew.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import logging
@@ -331,7 +332,8 @@ def wire_precision(config: Mapping[str, object]) -> WirePrecision:
 
 
 def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False) -> int:
-    """The whole run; the process's exit status. What goes wrong is one FAILED event; a SuperLink that is gone, none.
+    """The whole run; the process's exit status. What goes wrong is one FAILED event. Where the SuperLink is gone or the
+    disk is full there is none: the run is begun anew where this process got to.
 
     Args:
         again: another process of this run was lost.
@@ -375,6 +377,8 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
         return GONE
     except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         _log.exception("the run failed")
+        if is_full_disk(error):
+            return GONE
         failure = app.explain(error) if app else f"{type(error).__name__}: {error}"
     if grid is not None:
         _report_end(grid, failure)
@@ -383,6 +387,15 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
         return FAILED
     observer.finished()
     return FINISHED
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that there was no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _found(folder: Path, checkpoints: Checkpoints, mailbox: Mailbox, observer: Observer) -> Checkpoint | None:

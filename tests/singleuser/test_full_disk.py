@@ -5,6 +5,7 @@ The service's own disk: `tests/unit/test_disk_full.py`.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,21 +18,22 @@ from numpy.typing import NDArray
 from hub_service.domain.runs import EventKind
 from tests.fakes.driven_fleet import DrivenFleet, driven_fleet
 from tests.fakes.federation import ANNA
-from tests.fakes.flower_apps import averaging_app
+from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.fakes.full_disk import fill
 
 pytestmark = pytest.mark.needs_mounts
 
 ROUNDS = 40
 APP = averaging_app("import time\ntime.sleep(0.05)")
+LARGE = averaging_app("import time\ntime.sleep(0.05)", SERVER.replace("(2, 3)", "(256, 256)"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 32 MB, where the aggregators' folders are or one site's."""
+    """A file system of 64 MB, where the aggregators' folders are or one site's."""
     folder = tmp_path / "projects"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
@@ -78,6 +80,32 @@ async def test_a_run_waits_until_its_aggregator_can_write(
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array)
+
+
+async def test_a_run_that_is_started_while_there_is_no_room_begins_later(at: DrivenFleet, small: Path) -> None:
+    filler = fill(small)
+    run_id = at.start_run(ROUNDS)
+    await at.until(lambda: "waiting: the service's disk is full" in at.run(run_id).phase)
+    filler.unlink()
+    run = await at.ended(run_id)
+    assert (run.status, run.round, run.resumed) == (RunStatus.FINISHED, ROUNDS, 0)
+
+
+async def test_a_model_finds_no_room_where_an_event_does(tmp_path: Path, small: Path) -> None:
+    """The ServerApp's own writing fails too, and is no failure of the app's."""
+    async with driven_fleet(tmp_path) as at:
+        await at.join(LARGE)
+        undisturbed = at.start_run(ROUNDS)
+        assert (await at.ended(undisturbed)).status is RunStatus.FINISHED
+        run_id = at.start_run(ROUNDS)
+        await at.until(lambda: at.run(run_id).round >= 3)
+        filler = fill(small)
+        os.truncate(filler, filler.stat().st_size - (128 << 10))
+        await at.until(lambda: "disk is full" in said(at))
+        filler.unlink()
+        run = await at.ended(run_id)
+        assert (run.status, run.round) == (RunStatus.FINISHED, ROUNDS)
+        np.testing.assert_array_equal(at.model(run_id)["weight"], at.model(undisturbed)["weight"])
 
 
 async def test_a_site_that_cannot_unpack_the_app_is_left_out_and_comes_back(tmp_path: Path, small: Path) -> None:

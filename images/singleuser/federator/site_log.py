@@ -59,6 +59,9 @@ class _PrivateFile(RotatingFileHandler):
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """A disk that refuses costs the line, and nothing else: to print it would be to log it again."""
+
 
 def open_log(project_id: str) -> logging.Handler:
     """A handler for the log of a project's client.
