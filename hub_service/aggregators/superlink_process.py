@@ -251,7 +251,9 @@ class BulkPaths:
         metadata = envelope.messages_list[0].metadata
         letter = self._letters.get(metadata.message_id)
         if letter is None:
-            log(WARNING, "Message %s has no letter any more", metadata.message_id)
+            log(WARNING, "Message %s has no letter: its node is not to be had", metadata.message_id)
+            self._give_up({metadata.message_id})
+            self._for_serverapp.ring()  # which would wait for an answer for ever
             return None
         try:
             run = fleet_handlers.get_run(GetRunRequest(node=asked.node, run_id=metadata.run_id), self._state())

@@ -439,7 +439,9 @@ class Gateway:
         endpoint = self._backend.endpoint(caller.grant.project_id)
         if endpoint is None:
             return bytes(SendNodeHeartbeatResponse(success=True).SerializeToString())
-        return await self._ask(caller, endpoint, "send-node-heartbeat", body)
+        # It may be the first that an aggregator hears of the node, and how to send it messages depends on this.
+        operation = "bulk-online" if caller.takes_letters else "send-node-heartbeat"
+        return await self._ask(caller, endpoint, operation, body)
 
     async def deactivate(self, caller: Caller, body: bytes) -> bytes:
         """Take the node offline. One that is not online is no error."""

@@ -399,6 +399,21 @@ async def test_a_full_disk_is_named(waiting: Fleet, monkeypatch: pytest.MonkeyPa
     assert len(list(mail_of(waiting).iterdir())) == 1
 
 
+async def test_a_node_of_which_an_aggregator_hears_first_at_work_is_sent_letters(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """As one that trains while its aggregator is begun anew: its heartbeat comes before it asks for a message."""
+    async with fleet(tmp_path_factory.mktemp("working")) as it:
+        member = it.admit("a")
+        await it.register(member)
+        heartbeat = SendNodeHeartbeatRequest(node=Node(node_id=member.node_id), heartbeat_interval=60)
+        answer = await post(it, "send-node-heartbeat", heartbeat.SerializeToString(), signed(member) | LETTERS)
+        assert answer.status_code == 200
+        await it.start_run(averaging_app(), [member], rounds=1)
+        await it.events(lambda event: event.kind is EventKind.SENT)
+        assert (await next_message(it, member)).letter.blobs
+
+
 # --- through a whole node
 
 
