@@ -6,7 +6,6 @@ The service's own disk: `tests/unit/test_disk_full.py`.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from hub_service.domain.runs import EventKind
 from tests.fakes.driven_fleet import DrivenFleet, driven_fleet
 from tests.fakes.federation import ANNA
 from tests.fakes.flower_apps import SERVER, averaging_app
-from tests.fakes.full_disk import fill
+from tests.fakes.full_disk import fill, small_disk
 
 pytestmark = pytest.mark.needs_mounts
 
@@ -31,11 +30,8 @@ LARGE = averaging_app("import time\ntime.sleep(0.05)", SERVER.replace("(2, 3)", 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MB, where the aggregators' folders are or one site's."""
-    folder = tmp_path / "projects"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "projects", 64) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -92,7 +88,7 @@ async def test_a_run_that_is_started_while_there_is_no_room_begins_later(at: Dri
 
 
 async def test_a_model_finds_no_room_where_an_event_does(tmp_path: Path, small: Path) -> None:
-    """The ServerApp's own writing fails too, and is no failure of the app's."""
+    """Whoever writes first, gateway or ServerApp: it is no failure of the app's."""
     async with driven_fleet(tmp_path) as at:
         await at.join(LARGE)
         undisturbed = at.start_run(ROUNDS)

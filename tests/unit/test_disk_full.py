@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hub_service.audit import fault
 from hub_service.domain.errors import DatabaseUnavailable, Unavailable
 from hub_service.store.sql import SqlStore
 from tests.fakes.federation import ANNA, Federation
-from tests.fakes.full_disk import fill
+from tests.fakes.full_disk import fill, small_disk
 
 pytestmark = pytest.mark.needs_mounts
 
@@ -25,11 +24,8 @@ _MEGABYTE = 1 << 20
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "small", 4) as folder:
+        yield folder
 
 
 def make_projects(federation: Federation) -> None:
