@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from hub_service.domain.runs import EventKind, RunEvent
 from tests.fakes.fleet import PROJECT, Fleet, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.fakes.node_process import Site, approve
+from tests.reliability import record
 
 # Trains for as long as the folder has a file of the site and round; says so by another file.
 TRAIN = """
@@ -34,9 +36,9 @@ GRACE_S = 3.0  # more than a client needs to come back after its connection was 
 class Scene:
     """Three sites, of which the last holds its training of round 2."""
 
-    def __init__(self, it: Fleet, server: str) -> None:
+    def __init__(self, it: Fleet, server: str, train: str = "") -> None:
         self.it = it
-        self.app = averaging_app(TRAIN.format(folder=str(it.folder)), server)
+        self.app = averaging_app(train or TRAIN.format(folder=str(it.folder)), server)
         approve(it, self.app)
         self.sites = [Site(it, name, target) for target, name in enumerate(NAMES, start=1)]
         self.lost = self.sites[-1]
@@ -69,9 +71,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(folder: Path, server: str = SERVER) -> AsyncIterator[Scene]:
+async def scene(folder: Path, server: str = SERVER, train: str = "") -> AsyncIterator[Scene]:
     async with fleet(folder) as it:
-        it_all = Scene(it, server)
+        it_all = Scene(it, server, train)
         try:
             yield it_all
         finally:
@@ -96,7 +98,11 @@ def round_ended(number: int) -> Callable[[RunEvent], bool]:
     return lambda event: event.kind is EventKind.MODEL and event.round == number
 
 
-async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path) -> None:
+def replied(site: Site, number: int) -> Callable[[RunEvent], bool]:
+    return lambda event: (event.kind, event.node_id, event.round) == (EventKind.REPLY, site.node_id, number)
+
+
+async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attempt: int) -> None:
     """Its new client is the same node, and is handed the message that the old one had."""
     async with scene(tmp_path) as at:
         at.hold(2)
@@ -108,18 +114,46 @@ async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path) -> Non
         outage = await at.event(waited_for(at.lost))
         assert outage.round == 2
         assert outage.at - outage.seconds == pytest.approx(killed_at, abs=3.0)
+        told_s = outage.at - killed_at
         await at.event(lambda event: waited_for(at.lost)(event) and event.seconds >= 1.0)  # for the owner's notice
         assert not any(map(round_ended(2), await at.it.events(waited_for(at.lost))))
         at.release(2)
+        started_at = time.time()
         await at.lost.start()
         events = await at.it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED
         for site in at.sites:
             assert answers(events, site) == {1: "", 2: "", 3: ""}
         assert [event.text for event in events if event.kind is EventKind.OUTAGE][-1] == ""
+        answered = next(filter(replied(at.lost, 2), events))
+        record("site killed while it trains: wait", told_s=told_s, rejoined_s=answered.at - started_at, held=True)
 
 
-async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", [OutagePolicy.WAIT, OutagePolicy.CONTINUE])
+async def test_a_site_killed_at_a_random_moment_is_counted_once(
+    tmp_path: Path, policy: OutagePolicy, attempt: int
+) -> None:
+    """It is begun anew before the grace time is over: it takes part in every round, once."""
+    seed = random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    async with scene(tmp_path, train="import time\ntime.sleep(0.3)") as at:
+        await at.start(policy, rounds=4, grace_s=60.0)
+        number, at_s = draw.randint(1, 3), draw.uniform(0, 0.6)
+        print(f"seed {seed}: {at_s:.2f} s into round {number}")  # noqa: T201 - shown where it fails
+        await at.event(lambda event: event.kind is EventKind.SENT and event.round == number)
+        await asyncio.sleep(at_s)
+        await at.lost.kill()
+        started_at = time.time()
+        await at.lost.start()
+        events = await at.it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        for site in at.sites:
+            assert answers(events, site) == {1: "", 2: "", 3: "", 4: ""}
+        back = next(event for event in events if event.at > started_at and event.node_id == at.lost.node_id)
+        record(f"site killed at a random moment: {policy}", rejoined_s=back.at - started_at, held=True)
+
+
+async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path, attempt: int) -> None:
     async with scene(tmp_path) as at:
         at.hold(2)
         at.hold(3, "a")  # until the lost site is back
@@ -132,8 +166,10 @@ async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path) 
         assert GRACE_S <= ended.at - killed_at < GRACE_S + 10
         await at.trains(3, "a")
         at.release(2)
+        started_at = time.time()
         await at.lost.start()
         await at.lost.says(ClientState.READY)
+        rejoined_s = time.time() - started_at
         at.release(3, "a")
         events = await at.it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED
@@ -142,15 +178,18 @@ async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path) 
         assert set(mine) == {1, 2, 4}
         assert mine[2].startswith("left out: nothing was heard of this site for")
         assert mine[1] == mine[4] == ""
+        name = f"site killed while it trains: go on after {GRACE_S:g} s"
+        record(name, told_s=ended.at - killed_at, rejoined_s=rejoined_s, held=True)
 
 
-async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path) -> None:
+async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path, attempt: int) -> None:
     async with scene(tmp_path) as at:
         at.hold(2)
         await at.start(OutagePolicy.STOP)
         await at.trains(2)
         await at.is_watched()
         await at.lost.kill()
+        killed_at = time.time()
         events = await at.it.end_of_run()
         assert events[-1].kind is EventKind.FAILED
         assert events[-1].text == (
@@ -159,6 +198,8 @@ async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path) -> Non
         )
         assert [event.round for event in events if event.kind is EventKind.MODEL] == [1]
         assert (at.it.backend.run_folder(PROJECT, "r1") / MODEL_FILE).exists()
+        name = f"site killed while it trains: stop after {GRACE_S:g} s"
+        record(name, told_s=events[-1].at - killed_at, held=True)
 
 
 async def test_with_nobody_left_it_waits(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hub_service.run_history import standing
 from tests.fakes.driven_fleet import DrivenFleet, driven_fleet
 from tests.fakes.federation import ANNA
 from tests.fakes.flower_apps import SERVER, averaging_app
+from tests.reliability import record
 
 SEED = int(os.environ.get("RESUME_SEED", 0)) or random.SystemRandom().randrange(10**6)
 KILLS = int(os.environ.get("RESUME_KILLS", "2"))
@@ -123,6 +124,7 @@ async def test_killed_at_random_points_the_model_is_the_same_bit_for_bit(
         back, seconds = await resumed(at, run_id, killed)
         assert back.round in (number - 1, number)
         recoveries.append(seconds)
+        record(f"aggregator alone killed, {name}", again_s=seconds, held=True)
     run = await at.ended(run_id)
     assert (run.status, run.round, run.resumed) == (RunStatus.FINISHED, ROUNDS, KILLS)
     assert_same_model(at, undisturbed, run_id)

@@ -25,9 +25,8 @@ from safetensors.numpy import load
 from examples.demo.browser import Browser, StepError
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import all_ready
-from examples.demo.stack import ROOT, Stack
+from examples.demo.stack import Stack
 
-RELIABILITY = ROOT / "test-output" / "reliability"
 PATIENCE_S = 240.0  # nothing is measured by it: a machine may have other work
 LOOK_EVERY_S = 0.1
 OVER = ("finished", "failed", "stopped")
@@ -361,17 +360,3 @@ def zombie_children(living: Mapping[Kind, Sequence[psutil.Process]]) -> list[int
         if process.info["status"] == psutil.STATUS_ZOMBIE and process.info["ppid"] in parents:
             found.append(process.pid)
     return found
-
-
-# --- what was measured
-
-
-def file_of(name: str) -> Path:
-    return RELIABILITY / f"{name.replace(' ', '-').lower()}.jsonl"
-
-
-def record(name: str, **measured: object) -> None:
-    """Add one line to what was measured of a fault, or of the soak."""
-    RELIABILITY.mkdir(parents=True, exist_ok=True)
-    with file_of(name).open("a") as lines:
-        lines.write(json.dumps(measured) + "\n")

@@ -24,6 +24,7 @@ from examples.demo.stack import Stack, embedded_sites, free_port, running_stack
 from hub_service.store.database import Database
 from hub_service.store.migrating import VERSION_TABLE, make
 from tests.fakes.paced_app import paced_app
+from tests.reliability import record
 from tests.system import chaos
 from tests.system.chaos import Kind, Machine, People, Project
 from tests.system.conftest import OUTPUT
@@ -83,11 +84,6 @@ async def undisturbed(stack: Stack, them: People, tmp_path_factory: pytest.TempP
     seconds = time.monotonic() - began
     await chaos.settled(Machine(stack), AT_REST)
     return Undisturbed(project, await project.model_of(run_id), seconds)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "attempt" in metafunc.fixturenames:
-        metafunc.parametrize("attempt", range(metafunc.config.getoption("tries")))
 
 
 async def test_a_run_survives_an_upgrade_of_the_service(stack: Stack, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -151,7 +147,7 @@ async def test_a_run_survives(stack: Stack, undisturbed: Undisturbed, fault: str
         await chaos.settled(machine, AT_REST)
         measured["held"] = True
     finally:
-        chaos.record(fault, **measured)
+        record(fault, **measured)
 
 
 async def test_nothing_is_left_of_a_stack_that_was_stopped(stack: Stack, undisturbed: Undisturbed) -> None:

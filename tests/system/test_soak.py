@@ -21,6 +21,7 @@ import pytest
 from examples.demo.people import RESEARCHERS
 from examples.demo.stack import Stack
 from tests.fakes.paced_app import paced_app
+from tests.reliability import SOAK, record
 from tests.system import chaos
 from tests.system.chaos import FAULTS, Kind, Machine, People, Project
 from tests.system.culling import cull_kernels, servers_are_culled
@@ -149,7 +150,7 @@ async def test_nothing_is_lost_in_a_long_time(
     await chaos.settled(machine, {**AT_REST, Kind.KERNEL: PROJECTS * len(RESEARCHERS)})
     growth = soak.growth()
     runs = {f"project {number}": soak.runs[project.id] for number, project in enumerate(projects, start=1)}
-    chaos.record("soak", seed=seed, seconds=seconds, faults=soak.faults, runs=runs, rounds=soak.rounds, memory=growth)
+    record(SOAK, seed=seed, seconds=seconds, faults=soak.faults, runs=runs, rounds=soak.rounds, memory=growth)
     assert all(soak.runs[project.id] for project in projects)
     assert "seconds of inactivity" in stack.log("hub").read_text(errors="replace"), "no kernel was culled at all"
     for kind, (before, after) in growth.items():
