@@ -6,7 +6,6 @@ An object appears whole or not at all: a small one by one PUT, a large one by a 
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 import fsspec
 
 from hub_service.domain.errors import FederationError, Invalid, NotFound, Unavailable
+from hub_service.full_disk import is_full_disk
 
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(/[\w.-]+)*)/?", re.ASCII)
 _CONNECT_S, _READ_S = 5, 30
@@ -134,7 +134,7 @@ class ObjectStorage:
         except FileNotFoundError as error:
             raise self._missing(error) from error
         except (OSError, BotoCoreError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # of our own disk
+            if is_full_disk(error):  # our own
                 raise
             raise _unavailable(
                 f"The storage of apps and models does not answer ({bucket}).",

@@ -21,7 +21,6 @@ a last word, and is begun anew.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import importlib.util
 import logging
@@ -86,6 +85,7 @@ from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.processes import NICENESS
 from hub_service.aggregators.strategy_calls import Calls, StrategyCalls
 from hub_service.domain.runs import WIRE_PRECISION_KEY, EventKind, WirePrecision
+from hub_service.full_disk import is_full_disk
 
 _log = logging.getLogger(__name__)
 
@@ -387,15 +387,6 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
         return FAILED
     observer.finished()
     return FINISHED
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, is that there was no room."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _found(folder: Path, checkpoints: Checkpoints, mailbox: Mailbox, observer: Observer) -> Checkpoint | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 
 from hub_service.aggregators.mail import NoSuchMail, create_mail, remove_mail
+from hub_service.full_disk import is_full_disk
 from hub_service.gateway.gateway import Caller, DiskFull, Gateway, NoRun, NotNow, Refusal
 
 ENVELOPE_LIMIT = 1024**2  # bytes of an answer without its content
@@ -134,6 +134,6 @@ def _room() -> Iterator[None]:
     except NoSuchMail as error:
         raise NoRun from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         raise DiskFull from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,5 +15,6 @@ def module_command(name: str) -> tuple[str, ...]:
     """`python -m name`; under coverage where this process is."""
     if Coverage.current() is None:
         return (sys.executable, "-m", name)
-    settings = (f"--rcfile={ROOT / 'pyproject.toml'}", f"--data-file={ROOT / '.coverage'}")
+    data = os.environ.get("COVERAGE_FILE", ROOT / ".coverage")
+    settings = (f"--rcfile={ROOT / 'pyproject.toml'}", f"--data-file={data}")
     return (sys.executable, "-m", "coverage", "run", "--parallel-mode", *settings, "-m", name)

@@ -15,8 +15,8 @@ import pytest
 from federator import site_log
 
 from hub_service.aggregators.events import EventFile, read_events
-from hub_service.aggregators.serverapp import is_full_disk
 from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.full_disk import is_full_disk
 
 
 class HalfAFile(io.FileIO):
