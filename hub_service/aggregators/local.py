@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,17 @@ from hub_service.aggregators.processes import (
     serverapp_arguments,
     superlink_arguments,
 )
-from hub_service.aggregators.template import TEMPLATE_COMMAND, Order, Template
+from hub_service.aggregators.template import TEMPLATE_COMMAND, TEMPLATE_MODULE, Order, Template
 from hub_service.domain.errors import Unavailable
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 SUPERLINK_COMMAND = (sys.executable, "-m", SUPERLINK_MODULE)
 SERVERAPP_COMMAND = (sys.executable, "-m", SERVERAPP_MODULE)
 
+# In a command line; a fork's is its template's.
+_MODULES = frozenset((SUPERLINK_MODULE, SERVERAPP_MODULE, TEMPLATE_MODULE))
 _PORT_ATTEMPTS = 3
 _PROBE_S = 0.05
 # What a process needs of the service's environment. Everything else, JUPYTERHUB_* above all, is a secret or noise.
@@ -92,6 +97,10 @@ class _Aggregator:
     superlink: _Process
     answers: bool  # has done so once
     serverapps: dict[str, _Process] = field(default_factory=dict)  # by run id
+
+    @property
+    def processes(self) -> list[_Process]:
+        return [*self.serverapps.values(), self.superlink]
 
 
 class LocalAggregators(AggregatorBackend):
@@ -278,7 +287,7 @@ class LocalAggregators(AggregatorBackend):
         aggregator = self._aggregators.pop(project_id, None)
         if aggregator is None:
             return
-        await self._end_processes([*aggregator.serverapps.values(), aggregator.superlink])
+        await self._end_processes(aggregator.processes)
         self._record(project_id).unlink(missing_ok=True)
 
     async def _end_processes(self, processes: Sequence[_Process]) -> None:
@@ -331,7 +340,17 @@ class LocalAggregators(AggregatorBackend):
                     if process.alive():
                         process.signal_group(signal.SIGKILL)
                 path.unlink()
+        self._end_unrecorded({one.pid for aggregator in found.values() for one in aggregator.processes})
         return found
+
+    def _end_unrecorded(self, recorded: Collection[int]) -> None:
+        """A service that was killed may have started a process and not written it down: it would be started twice."""
+        for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
+            folder, command = process.info["cwd"], process.info["cmdline"] or ()
+            ours = folder and Path(folder).is_relative_to(self._projects) and not _MODULES.isdisjoint(command)
+            if ours and process.pid not in recorded and _leads_its_group(process.pid):
+                log.warning("process %d in %s was not written down, and is ended", process.pid, folder)
+                _Process.of(process.pid).signal_group(signal.SIGKILL)
 
 
 def _recorded(record: dict[str, Any]) -> _Aggregator:
@@ -341,6 +360,14 @@ def _recorded(record: dict[str, Any]) -> _Aggregator:
         record["answers"],
         {run: _Process(*process) for run, process in record["serverapps"].items()},
     )
+
+
+def _leads_its_group(pid: int) -> bool:
+    """Not so what an app has started: it ends with its ServerApp's group."""
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _environment(folder: Path, run_id: str | None = None) -> dict[str, str]:

@@ -23,7 +23,8 @@ from hub_service.aggregators.processes import LOST
 
 log = logging.getLogger(__name__)
 
-TEMPLATE_COMMAND = (sys.executable, "-m", "hub_service.aggregators.template_process")
+TEMPLATE_MODULE = "hub_service.aggregators.template_process"
+TEMPLATE_COMMAND = (sys.executable, "-m", TEMPLATE_MODULE)
 
 _IDLE_S = 900.0
 _READY_S = 60.0  # a machine may be busy

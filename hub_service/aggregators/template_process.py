@@ -113,7 +113,11 @@ class Template:
         os.close(behind)
         os.read(before, 1)  # until it leads its own group, no signal to the group would reach it
         os.close(before)
-        self._say(order=number, pid=pid)
+        try:
+            self._say(order=number, pid=pid)
+        except BrokenPipeError:  # whoever ordered it is gone, and nobody knows of it
+            os.killpg(pid, signal.SIGKILL)
+            raise
         return None
 
     def _reap(self) -> None:

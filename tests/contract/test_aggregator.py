@@ -317,6 +317,39 @@ async def test_a_superlink_that_never_answers_is_killed_with_all_it_started(tmp_
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.parametrize("with_template", [True, False])
+async def test_what_a_killed_service_started_and_did_not_write_down_is_ended(
+    tmp_path: Path, *, with_template: bool
+) -> None:
+    """It was killed between the two. Two ServerApps of one run would take its one task from each other."""
+    template = module_command("hub_service.aggregators.template_process") if with_template else None
+    first = LocalAggregators(tmp_path, template_command=template)
+    await first.start(PROJECT)
+    record = tmp_path / "projects" / PROJECT / "processes.json"
+    superlink_only = record.read_bytes()
+    await first.start(PROJECT, "r1")
+    assert len(processes_below(tmp_path / "projects")) == 2
+    record.write_bytes(superlink_only)
+    second = LocalAggregators(tmp_path, template_command=template)
+    await until_below(tmp_path, 1)
+    await second.start(PROJECT, "r1")
+    assert len(processes_below(tmp_path / "projects")) == 2
+
+    record.unlink()
+    third = LocalAggregators(tmp_path, template_command=template)
+    assert await third.running() == []
+    await until_below(tmp_path, 0)
+    for backend in (first, second, third):
+        await backend.close()
+
+
+async def until_below(folder: Path, number: int) -> None:
+    """Return once so many aggregators' processes live."""
+    async with asyncio.timeout(30):
+        while len(processes_below(folder / "projects")) != number:  # noqa: ASYNC110 - killed processes tell nobody
+            await asyncio.sleep(0.02)
+
+
 async def test_what_an_earlier_service_left_of_a_dead_superlink_is_cleared(tmp_path: Path) -> None:
     project = tmp_path / "projects" / PROJECT
     project.mkdir(parents=True)
