@@ -275,7 +275,7 @@ class TestBucket:
         monkeypatch.setattr(object_storage.fsspec, "filesystem", missing)
         with pytest.raises(Invalid, match="s3fs") as refused:
             ObjectStorage(storage.bucket())
-        assert "notebook-federator[s3]" in refused.value.next_step
+        assert "pip install ./images/singleuser '.[s3]'" in refused.value.next_step
 
 
 class TestSettings:
