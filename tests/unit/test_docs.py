@@ -33,6 +33,7 @@ TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAKE = re.compile(r"(?:^|`)make ([a-z]+)(?=`|$| +[#A-Z])", re.MULTILINE)
 MODULE = re.compile(r"\bpython -m ([\w.]*\w)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+IMAGE = re.compile(r"notebook-federator/(?:hub|aggregator|singleuser)\b([:@][\w.]+)?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -77,6 +78,15 @@ def test_commands_in_the_docs_exist(page: Path) -> None:
     assert set(MAKE.findall(text)) <= targets
     missing = [name for name in sorted(set(MODULE.findall(text))) if importlib.util.find_spec(name) is None]
     assert missing == []
+
+
+def test_images_are_named_by_the_one_tag_or_by_a_digest() -> None:
+    """What images/README.md builds is what the deployments start."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    examples = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    files = [*PAGES, *examples, *(ROOT / "images").glob("*/Dockerfile")]
+    named = {(path.name, tag) for path in files for tag in IMAGE.findall(path.read_text())}
+    assert {tag for _, tag in named} == {f":{version.rpartition('.')[0]}", "@sha256"}, sorted(named)
 
 
 def test_the_map_names_modules_that_there_are() -> None:
