@@ -33,7 +33,7 @@ TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAKE = re.compile(r"(?:^|`)make ([a-z]+)(?=`|$| +[#A-Z])", re.MULTILINE)
 MODULE = re.compile(r"\bpython -m ([\w.]*\w)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-IMAGE = re.compile(r"notebook-federator/(?:hub|aggregator|singleuser)\b([:@][\w.]+)?")
+IMAGE = re.compile(r"notebook-federator/(?:hub|aggregator|singleuser)\b([:@]\w+(?:\.\w+)*)?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
