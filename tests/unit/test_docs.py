@@ -18,7 +18,9 @@ import federator
 import pytest
 
 from spawner import deployment
+from spawner.access import PASSWORD_VARIABLES
 from spawner.sites import TLS_FILES
+from spawner.sso import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -87,6 +89,28 @@ def test_images_are_named_by_the_one_tag_or_by_a_digest() -> None:
     files = [*PAGES, *examples, *(ROOT / "images").glob("*/Dockerfile")]
     named = {(path.name, tag) for path in files for tag in IMAGE.findall(path.read_text())}
     assert {tag for _, tag in named} == {f":{version.rpartition('.')[0]}", "@sha256"}, sorted(named)
+
+
+def table_below(heading: str) -> list[list[str]]:
+    """Rows of the first table below a heading of docs/deployment.md, without its head."""
+    text = (ROOT / "docs" / "deployment.md").read_text().partition(f"\n## {heading}\n")[2]
+    rows = re.findall(r"^\|(.*)\|$", text.partition("\n## ")[0], re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
+
+
+def test_every_secret_is_in_the_table() -> None:
+    ours = {value for name, value in vars(deployment).items() if name.endswith("_VARIABLE")}
+    told = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in table_below("Secrets"))))
+    assert {*ours, *PASSWORD_VARIABLES, "CONFIGPROXY_AUTH_TOKEN", "JPY_COOKIE_SECRET"} - {
+        deployment.CONFIG_VARIABLE
+    } == told
+
+
+def test_presets_are_told_as_they_are() -> None:
+    told = [[cell.strip("`") for cell in row[:4]] for row in table_below("Single sign-on")]
+    assert told == [
+        [name, one.username_claim, one.institution_claim, one.institution_form] for name, one in PRESETS.items()
+    ]
 
 
 def test_the_map_names_modules_that_there_are() -> None:
