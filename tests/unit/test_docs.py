@@ -17,6 +17,8 @@ from pathlib import Path
 import federator
 import pytest
 
+from hub_service import machinery, presence, reconciler, run_driver
+from hub_service.gateway import gateway, handlers
 from spawner import deployment
 from spawner.access import PASSWORD_VARIABLES
 from spawner.sites import TLS_FILES
@@ -91,9 +93,9 @@ def test_images_are_named_by_the_one_tag_or_by_a_digest() -> None:
     assert {tag for _, tag in named} == {f":{version.rpartition('.')[0]}", "@sha256"}, sorted(named)
 
 
-def table_below(heading: str) -> list[list[str]]:
-    """Rows of the first table below a heading of docs/deployment.md, without its head."""
-    text = (ROOT / "docs" / "deployment.md").read_text().partition(f"\n## {heading}\n")[2]
+def table_below(heading: str, page: str = "deployment.md") -> list[list[str]]:
+    """Rows of the first table below a heading of a page of docs, without its head."""
+    text = (ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")[2]
     rows = re.findall(r"^\|(.*)\|$", text.partition("\n## ")[0], re.MULTILINE)
     return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
 
@@ -111,6 +113,23 @@ def test_presets_are_told_as_they_are() -> None:
     assert told == [
         [name, one.username_claim, one.institution_claim, one.institution_form] for name, one in PRESETS.items()
     ]
+
+
+def test_limits_are_told_as_they_are() -> None:
+    told = {name.strip("`"): limit for limit, _, name in table_below("Limits", "operating.md")}
+    assert told == {
+        "gateway.BODY_LIMIT": f"{gateway.BODY_LIMIT >> 30} GiB",
+        "gateway.LONGEST_SILENCE_S": f"{gateway.LONGEST_SILENCE_S:g} s",
+        "handlers._LONGEST_BODY_S": f"{handlers._LONGEST_BODY_S / 3600:g} h",
+        "gateway.LONGEST_POLL_S": f"{gateway.LONGEST_POLL_S:g} s",
+        "reconciler.NODES_WAIT_S": f"{reconciler.NODES_WAIT_S:g} s",
+        "presence.LOST_AFTER": f"{presence.LOST_AFTER.total_seconds():g} s",
+        "presence.BACK_WITHIN": f"{presence.BACK_WITHIN.total_seconds():g} s",
+        "run_driver.PATIENCE_S": f"{run_driver.PATIENCE_S:g} s",
+        "run_driver.MOST_LOSSES": f"{run_driver.MOST_LOSSES}",
+        "machinery.LEAST_FREE": f"{machinery.LEAST_FREE >> 20} MiB",
+        "run_driver._LEAST_ROOM": f"{run_driver._LEAST_ROOM >> 20} MiB",
+    }
 
 
 def test_the_map_names_modules_that_there_are() -> None:
