@@ -23,6 +23,7 @@ from spawner import deployment
 from spawner.access import PASSWORD_VARIABLES
 from spawner.sites import TLS_FILES
 from spawner.sso import PRESETS
+from tests.conftest import REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -93,9 +94,9 @@ def test_images_are_named_by_the_one_tag_or_by_a_digest() -> None:
     assert {tag for _, tag in named} == {f":{version.rpartition('.')[0]}", "@sha256"}, sorted(named)
 
 
-def table_below(heading: str, page: str = "deployment.md") -> list[list[str]]:
-    """Rows of the first table below a heading of a page of docs, without its head."""
-    text = (ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")[2]
+def table_below(heading: str, page: str = "docs/deployment.md") -> list[list[str]]:
+    """Rows of the tables below a heading of a page, without the head of the first."""
+    text = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2]
     rows = re.findall(r"^\|(.*)\|$", text.partition("\n## ")[0], re.MULTILINE)
     return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
 
@@ -115,8 +116,17 @@ def test_presets_are_told_as_they_are() -> None:
     ]
 
 
+def test_what_each_marker_needs_is_told() -> None:
+    rows = [row for row in table_below("Tests", "CONTRIBUTING.md") if row[0].startswith("`needs_")]
+    assert {row[0].strip("`") for row in rows} == REQUIREMENTS.keys()
+    packages = set(re.findall(r"=([\w.-]+)(?=[ ;])", (ROOT / ".ci" / "run").read_text().partition("do\n")[0]))
+    told = re.search(r"`apt-get install ([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert told is not None
+    assert set(told[1].split()) == packages
+
+
 def test_limits_are_told_as_they_are() -> None:
-    told = {name.strip("`"): limit for limit, _, name in table_below("Limits", "operating.md")}
+    told = {name.strip("`"): limit for limit, _, name in table_below("Limits", "docs/operating.md")}
     assert told == {
         "gateway.BODY_LIMIT": f"{gateway.BODY_LIMIT >> 30} GiB",
         "gateway.LONGEST_SILENCE_S": f"{gateway.LONGEST_SILENCE_S:g} s",
