@@ -1,9 +1,7 @@
 """One Hub configuration for demonstrations and production. Wiring only.
 
 What differs between deployments stands in the file that NOTEBOOK_FEDERATOR_CONFIG names (deploy/deployment.toml shows
-every key) and, for secrets, in the environment: NOTEBOOK_FEDERATOR_SSO_CLIENT_SECRET,
-NOTEBOOK_FEDERATOR_SMTP_PASSWORD, NOTEBOOK_FEDERATOR_WEBHOOK_KEY, NOTEBOOK_FEDERATOR_METRICS_TOKEN,
-PGPASSFILE or PGPASSWORD, and JPY_COOKIE_SECRET (hex) and CONFIGPROXY_AUTH_TOKEN where the Hub should not make its own.
+every key) and, for secrets, in the environment: docs/deployment.md has the table of them, "Secrets".
 """
 
 from pathlib import Path

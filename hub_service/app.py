@@ -95,7 +95,7 @@ class NothingHere(RequestHandler):
     def prepare(self) -> None:
         starting = not self.settings["ready"].is_set()
         if starting and self.request.path == self.settings["prefix"] and self.request.method == "GET":
-            # The Hub asks for this page, and ends itself where it gets no answer, or an error, for 30 s.
+            # A Hub that starts asks for this page, and ends itself where no answer but errors comes in time.
             self.set_header("Refresh", "2")
             self.finish("The federation service is starting.\n")
             return

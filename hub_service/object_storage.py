@@ -79,7 +79,8 @@ class ObjectStorage:
         except ImportError as error:
             raise Invalid(
                 "Artifacts on S3 need the package s3fs, which is not installed.",
-                "Install notebook-federator[s3], or keep the artifacts in the state folder.",
+                "Install it in the checkout with: pip install ./images/singleuser '.[s3]'. The Hub's image has it. "
+                "Or keep the artifacts in the state folder.",
             ) from error
         self._files.retries = _TRIES
 

@@ -1,7 +1,7 @@
 """The one file in which a deployment differs from another: `[hub]`, `[sso]`, `[aggregators]`, `[notices]`,
 `[quotas]` and `[sites.<slug>]`.
 
-`deploy/deployment.toml` shows every key. Secrets are in the environment only, as `jupyterhub_config.py` lists them.
+`deploy/deployment.toml` shows every key. Secrets are in the environment only, as docs/deployment.md lists them.
 A site can stand in a file of its own, `sites.d/<slug>.toml` beside the deployment file, with what `[sso]` says of it:
 `python -m spawner.admin add` writes such a file.
 """

@@ -232,7 +232,7 @@ def _engine(url: URL) -> Engine:
     except ModuleNotFoundError as error:
         raise Unavailable(
             "PostgreSQL needs a driver that is not installed.",
-            "Install it with: pip install 'notebook-federator[postgresql]'",
+            "Install it in the checkout with: pip install ./images/singleuser '.[postgresql]'. The Hub's image has it.",
             debug=str(error),
         ) from error
 

@@ -275,7 +275,7 @@ class TestBucket:
         monkeypatch.setattr(object_storage.fsspec, "filesystem", missing)
         with pytest.raises(Invalid, match="s3fs") as refused:
             ObjectStorage(storage.bucket())
-        assert "notebook-federator[s3]" in refused.value.next_step
+        assert "pip install ./images/singleuser '.[s3]'" in refused.value.next_step
 
 
 class TestSettings:
@@ -296,6 +296,13 @@ class TestSettings:
         assert SECRET not in repr(settings)
         assert KEY not in repr(settings)
         assert StateSettings.from_environment({"FEDERATION_STATE_DIR": "/state"}).artifacts.bucket is None
+
+    def test_empty_ones_leave_it_to_what_the_account_has(self) -> None:
+        nothing = {"FEDERATION_ARTIFACTS_KEY": "", "FEDERATION_ARTIFACTS_SECRET": ""}
+        bucket = StateSettings.from_environment({**self.ENVIRONMENT, **nothing}).artifacts.bucket
+        assert bucket is not None
+        files = ObjectStorage(bucket)._files
+        assert (files.key, files.secret) == (None, None)
 
     @pytest.mark.parametrize(
         "url", ["/var/artifacts", "gs://bucket", "s3://", "s3://UP", "s3://a/../b c", "s3://key:secret@b/p"]

@@ -123,7 +123,7 @@ class TestAddresses:
         monkeypatch.setitem(sys.modules, "psycopg", None)
         with pytest.raises(Unavailable, match="driver that is not installed") as told:
             SqlStore("postgresql://db.example/x")
-        assert "notebook-federator[postgresql]" in told.value.next_step
+        assert "pip install ./images/singleuser '.[postgresql]'" in told.value.next_step
 
     def test_a_server_that_is_not_there_is_told_without_the_password(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from spawner import deployment
+
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "compose"
 COMPOSE = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
 SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
@@ -25,6 +27,13 @@ def test_a_secret_has_no_default() -> None:
     for name in ("DATABASE_PASSWORD", "PROXY_TOKEN", "SERVICE_TOKEN", "SSO_CLIENT_SECRET"):
         assert set(re.findall(rf"\${{{name}(.)", COMPOSE)) == {":"}
         assert f"${{{name}:-" not in COMPOSE
+
+
+def test_each_secret_reaches_who_reads_it() -> None:
+    read = {value for name, value in vars(deployment).items() if name.endswith("_VARIABLE")}
+    given = {name for part in ("hub", "service") for name in SERVICES[part]["environment"]}
+    assert {name for name in given if name.startswith("NOTEBOOK_")} == read - {deployment.CONFIG_VARIABLE}
+    assert deployment.METRICS_TOKEN_VARIABLE in SERVICES["hub"]["environment"], "the Hub makes the role of it"
 
 
 def test_the_deployment_file_knows_the_services_by_their_names() -> None:

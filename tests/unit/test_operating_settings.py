@@ -56,8 +56,13 @@ def test_the_logs_form_is_the_hubs_and_the_services(tmp_path: Path) -> None:
         loaded(tmp_path, DEPLOYMENT.replace("[hub]", '[hub]\nlog_format = "xml"'))
 
 
-def test_without_a_token_nobody_reads_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_without_a_token_nobody_reads_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool
+) -> None:
     monkeypatch.delenv(METRICS_TOKEN_VARIABLE, raising=False)
+    if is_empty:  # as deploy/compose gives it
+        monkeypatch.setenv(METRICS_TOKEN_VARIABLE, "")
     assert access.monitors() == []
     assert [role for role in access.roles(loaded(tmp_path)) if Scope.READ_METRICS in role["scopes"]] == []
 
