@@ -12,10 +12,12 @@ kept in the folder only as far as there is room; what is missing is fetched when
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,6 +85,7 @@ class Artifacts:
         """
         try:
             with open_run_file(source.parent, source.name) as file:
+                self._require_room(file)
                 return self._keep(MODELS, file)
         except FileNotFoundError as error:
             raise NotFound("The run has written no model.", debug=str(source)) from error
@@ -190,6 +193,11 @@ class Artifacts:
         self.put()
         return digest, size
 
+    def _require_room(self, source: BinaryIO) -> None:
+        """What is tried again and again must not take, each time, the room that others need."""
+        if shutil.disk_usage(self._folder).free < os.fstat(source.fileno()).st_size:
+            raise _refused(self._folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
     def _note_waiting(self, kind: str, sha256: str) -> None:
         if self._bucket is not None:
             (self._waiting / f"{kind}-{sha256}").touch()
@@ -285,11 +293,15 @@ def _incoming(folder: Path) -> Iterator[_Incoming]:
         finally:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise Unavailable(
-            "The service cannot write to its disk.",
-            "Ask the Hub's administrator whether the disk is full.",
-            debug=f"{folder}: {error.strerror}",
-        ) from error
+        raise _refused(folder, error) from error
+
+
+def _refused(folder: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        "The service cannot write to its disk.",
+        "Ask the Hub's administrator whether the disk is full.",
+        debug=f"{folder}: {error.strerror}",
+    )
 
 
 def _sync(folder: Path) -> None:
