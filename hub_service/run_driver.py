@@ -254,7 +254,7 @@ class RunDriver:
         often, or cannot be started again.
         """
         await self._backend.stop(self._run.project_id)
-        progress, _ = self._look()
+        progress, _ = await self._look()
         if progress.outcome is not None:
             return progress.outcome, progress.run.message
         waited = await self._until_there_is_room()
@@ -339,7 +339,7 @@ class RunDriver:
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
-            progress, fresh = self._look()
+            progress, fresh = await self._look()
             if progress.outcome is not None:
                 return progress.outcome, progress.run.message
             if exit_status is not None and not fresh:
@@ -360,11 +360,11 @@ class RunDriver:
         folder = self._backend.run_folder(run.project_id, run.id)
         self._models = RoundModels(folder, self._keep_model_bytes)
 
-    def _look(self) -> tuple[Progress, bool]:
+    async def _look(self) -> tuple[Progress, bool]:
         """Take what the ServerApp has reported since the last look: the run as it is now, and whether there was any."""
         run = self._run
         folder = self._backend.run_folder(run.project_id, run.id)
-        fresh, self._offset = read_events(folder, self._offset)
+        fresh, self._offset = await asyncio.to_thread(read_events, folder, self._offset)
         trim_log(folder)
         self._note_models(fresh)
         known, new = fresh[: self._taken], fresh[self._taken :]

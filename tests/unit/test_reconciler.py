@@ -256,6 +256,25 @@ async def test_a_failed_serverapp_says_why_with_site_names(tmp_path: Path) -> No
         assert run.message == "not all sites connected within 30 s; missing: b"
 
 
+async def test_the_database_never_knows_of_an_event_that_is_not_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss a ServerApp would report on in a shorter file, and what it reports be taken for known."""
+    known_at_sync: list[int] = []
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+
+        def note_sync(descriptor: int) -> None:
+            known_at_sync.append(at.federation.store.event_count(run_id))
+
+        monkeypatch.setattr("hub_service.aggregators.events.os.fsync", note_sync)
+        for number in (1, 2):
+            at.backend.report(project_id, run_id, sent(at.node(at.first), number))
+            await at.until(lambda number=number: at.run(run_id).round == number, project_id)
+            await at.looks()
+    assert known_at_sync == [0, 1]
+
+
 async def test_a_lost_aggregator_is_begun_anew_and_its_open_round_is_void(tmp_path: Path) -> None:
     backend = LosesServerApps(tmp_path / "projects")
     async with stage(tmp_path, backend=backend) as at:
