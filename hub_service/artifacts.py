@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,12 +66,16 @@ class Artifacts:
         self._cache_bytes = cache_bytes
         self._waiting = folder / "waiting"
         self._leaving = folder / "leaving"
+        self._lock = threading.Lock()  # for what may go, and what may not yet
+        self._let_go: set[str] = set()
+        self._unwritten: set[str] = set()
+        self._bucket_lock = threading.Lock()  # an object is not removed while the same one is brought there
         self.put: Callable[[], None] = lambda: None  # called from any thread when something waits for the bucket
         for made in (*(folder / kind for kind in KINDS), self._waiting, self._leaving):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def put_fab(self, content: bytes) -> str:
-        """Keep a FAB; return its sha256. Raises Unavailable where the disk refuses."""
+        """Keep a FAB, until `written` at least; return its sha256. Raises Unavailable where the disk refuses."""
         fab_hash, _ = self._keep(FABS, io.BytesIO(content))
         return fab_hash
 
@@ -79,7 +84,7 @@ class Artifacts:
         return self._checked(FABS, fab_hash).read_bytes()
 
     def put_model(self, source: Path) -> tuple[str, int]:
-        """Keep a copy of a model file; return its sha256 and its size in bytes.
+        """Keep a copy of a model file, until `written` at least; return its sha256 and its size in bytes.
 
         Raises NotFound if there is no such plain file, Unavailable where the disk refuses.
         """
@@ -137,9 +142,10 @@ class Artifacts:
         if self._bucket is None:
             return
         for marker, path in self._waiting_files().items():
-            with contextlib.suppress(NotFound):  # removed meanwhile
-                self._bucket.put(path, f"{path.parent.name}/{path.name}")
-            marker.unlink(missing_ok=True)
+            with self._bucket_lock:
+                with contextlib.suppress(NotFound):  # removed meanwhile
+                    self._bucket.put(path, f"{path.parent.name}/{path.name}")
+                marker.unlink(missing_ok=True)
         self._make_room("")
 
     def _waiting_files(self) -> Mapping[Path, Path]:
@@ -158,13 +164,33 @@ class Artifacts:
                     found[f"{kind}/{path.name}"] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         return found
 
-    def remove(self, names: Collection[str]) -> None:
-        """Remove artifacts everywhere. Raises Unavailable where the bucket does not do it."""
+    def written(self, *names: str) -> None:
+        """What was put is named in the database now, which says from here on whether it is needed."""
+        with self._lock:
+            self._unwritten.difference_update(names)
+
+    def let_go(self, names: Collection[str]) -> None:
+        """Nothing in the database names these. Let `remove` have them, but for what was put and is not written yet."""
+        with self._lock:
+            self._let_go = set(names) - self._unwritten
+
+    def remove(self) -> None:
+        """Remove everywhere what was let go and not put again. Raises Unavailable where the bucket does not do it."""
+        with self._lock:
+            names = sorted(self._let_go)
         for name in names:
-            if self._bucket is not None:
-                self._bucket.remove(name)
+            with self._bucket_lock:
+                if self._removed_here(name) and self._bucket is not None:
+                    self._bucket.remove(name)
+
+    def _removed_here(self, name: str) -> bool:
+        with self._lock:
+            if name not in self._let_go:
+                return False
+            self._let_go.remove(name)
             (self._folder / name).unlink(missing_ok=True)
             (self._waiting / name.replace("/", "-")).unlink(missing_ok=True)
+            return True
 
     def note_leaving(self, project_id: str, names: Collection[str]) -> None:
         """Write down what a project that is about to be deleted leaves behind: then a crash leaves nothing for good.
@@ -188,10 +214,16 @@ class Artifacts:
     def _keep(self, kind: str, source: BinaryIO) -> tuple[str, int]:
         with _incoming(self._folder / kind) as incoming:
             digest, size = _copy(source, incoming.file)
+            self._note_unwritten(f"{kind}/{digest}")
             self._note_waiting(kind, digest)
             incoming.keep(digest)
         self.put()
         return digest, size
+
+    def _note_unwritten(self, name: str) -> None:
+        with self._lock:
+            self._unwritten.add(name)
+            self._let_go.discard(name)
 
     def _require_room(self, source: BinaryIO) -> None:
         """What is tried again and again must not take, each time, the room that others need."""

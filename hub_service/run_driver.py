@@ -23,6 +23,7 @@ from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import RUNS_TOPIC, Changes, project_topic
 from hub_service.consent import Consent
+from hub_service.deletion import named_by
 from hub_service.domain.approvals import allows_rounds, rounds_limit
 from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Conflict, DatabaseUnavailable, FederationError, Invalid, NotFound, Unavailable
@@ -535,6 +536,7 @@ class RunDriver:
             self._audit.note(
                 "service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=run.model_sha256
             )
+        self._artifacts.written(*named_by((), [run]))
         self._watch.run_ended(run)
         self._changes.announce(project_topic(run.project_id))
         log.info("run %s of project %s: %s", run.id, run.project_id, status)

@@ -21,6 +21,7 @@ from hub_service.domain.errors import Unavailable
 from hub_service.domain.notices import Notice
 from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
+from hub_service.sweeper import Sweeper
 from tests.fakes.aggregators import (
     CannotStop,
     EndsWhileItIsStopped,
@@ -642,6 +643,24 @@ async def test_a_mistake_of_ours_fails_that_run_only(
         next_project, next_run = await at.started()
         at.backend.report(next_project, next_run, FINISHED)
         assert (await at.ended(next_project, next_run)).status is RunStatus.FINISHED
+
+
+async def test_a_runs_model_goes_with_its_project(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        at.backend.write_model(project_id, run_id, b"weights")
+        at.backend.report(project_id, run_id, FINISHED)
+        await at.ended(project_id, run_id)
+        at.federation.coordinator.delete_project(ANNA, project_id)
+        sweeper = Sweeper(
+            store=at.federation.store,
+            artifacts=at.federation.artifacts,
+            backend=at.backend,
+            changes=at.federation.changes,
+            clock=at.federation.clock,
+        )
+        await sweeper.sweep()
+        assert at.federation.artifacts.names() == {}
 
 
 class TestModelsThatCannotBeKept:
