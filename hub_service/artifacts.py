@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -36,6 +37,7 @@ KINDS = (FABS, MODELS)
 CACHE_BYTES = 20 * 1024**3  # of models that the bucket has, too
 INCOMING = ".incoming-"
 
+_OURS = re.compile(rf"({FABS}|{MODELS})/([0-9a-f]{{64}}|{re.escape(INCOMING)}\w+)", re.ASCII)
 _CHUNK = 1024 * 1024
 _DIFFERS = "sha256 differs"
 _WORDS = {FABS: "app", MODELS: "model"}
@@ -156,13 +158,13 @@ class Artifacts:
     # --- what nobody needs any more
 
     def names(self) -> Mapping[str, datetime]:
-        """Every artifact, and since when it is there."""
+        """Every artifact and unfinished file, and since when it is there. What else lies there is somebody else's."""
         found = {} if self._bucket is None else dict(self._bucket.names())
         for kind in KINDS:
             for path in (self._folder / kind).iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     found[f"{kind}/{path.name}"] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return found
+        return {name: since for name, since in found.items() if _OURS.fullmatch(name)}
 
     def written(self, *names: str) -> None:
         """What was put is named in the database now, which says from here on whether it is needed."""

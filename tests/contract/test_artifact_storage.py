@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,9 @@ from hub_service.artifacts import Artifacts
 from hub_service.domain.errors import Invalid, NotFound, Unavailable
 from hub_service.object_storage import Bucket, ObjectStorage
 from hub_service.settings import StateSettings
+from hub_service.sweeper import UNNAMED_AFTER, Sweeper
+from tests.fakes.aggregators import FakeAggregators
+from tests.fakes.federation import Federation
 
 BUCKET = "federation-artifacts"
 KEY, SECRET = "AKIAKEYOFTHESERVICE1", "the-secret-that-nobody-may-see"
@@ -198,6 +202,30 @@ class TestBucket:
         artifacts.upload()
         assert artifacts.model(large).stat().st_size == 5000
         assert set(artifacts.names()) == {f"models/{name}" for name in [*names, large]}
+
+    async def test_what_others_keep_in_the_bucket_is_left_alone(self, tmp_path: Path, storage: Storage) -> None:
+        theirs = (
+            "report.pdf",
+            "some/prefix/README",
+            "some/prefix/models/theirs",
+            "some/prefix/backups/models/" + "0" * 64,
+        )
+        for key in theirs:
+            storage.client.put_object(Bucket=BUCKET, Key=key, Body=b"theirs")
+        federation = Federation(tmp_path)
+        federation.artifacts = self.artifacts(tmp_path / "one", storage)
+        ours = hashlib.sha256(MODEL).hexdigest()
+        storage.client.put_object(Bucket=BUCKET, Key=f"some/prefix/models/{ours}", Body=MODEL)
+        federation.new_project()
+        federation.clock.now = datetime.now(UTC) + 2 * UNNAMED_AFTER
+        await Sweeper(
+            store=federation.store,
+            artifacts=federation.artifacts,
+            backend=FakeAggregators(tmp_path / "runs"),
+            changes=federation.changes,
+            clock=federation.clock,
+        ).sweep()
+        assert set(storage.objects()) == set(theirs)
 
     def test_what_is_put_while_its_object_is_removed_is_brought_there_again(
         self, tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
