@@ -30,6 +30,7 @@ from typing import IO, BinaryIO
 
 from hub_service.aggregators.events import open_run_file
 from hub_service.domain.errors import NotFound, Unavailable
+from hub_service.durable_files import sync_folder
 from hub_service.object_storage import ObjectStorage
 
 FABS, MODELS = "fabs", "models"
@@ -312,7 +313,7 @@ class _Incoming:
         self.file.flush()
         os.fsync(self.file.fileno())
         os.replace(self.path, self.path.with_name(name))
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 @contextmanager
@@ -336,15 +337,6 @@ def _refused(folder: Path, error: OSError) -> Unavailable:
         "Ask the Hub's administrator whether the disk is full.",
         debug=f"{folder}: {error.strerror}",
     )
-
-
-def _sync(folder: Path) -> None:
-    """The name, too, is on the disk: it stands in the folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> tuple[str, int]:
