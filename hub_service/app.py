@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -39,6 +38,7 @@ from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
 from hub_service.domain.errors import DatabaseUnavailable, Unavailable
+from hub_service.durable_files import kept_file
 from hub_service.gateway.gateway import Gateway
 from hub_service.gateway.handlers import CHUNK_SIZE, FleetHandler, fleet_routes
 from hub_service.hub_client import HubClient
@@ -146,7 +146,9 @@ class Service:
             default_handler_class=NothingHere,
             hub_auth=hub_auth_from_environment(),
             rate_limits=self._rate_limits,
-            cookie_secret=_kept_secret(self._settings.state_dir / "cookie-secret"),
+            cookie_secret=kept_file(
+                self._settings.state_dir / "cookie-secret", _new_secret
+            ),  # logins survive a restart
             xsrf_cookies=True,
             log_function=self._log_request,
             ready=self._ready,
@@ -406,17 +408,6 @@ def set_up_logging(wanted: LogFormat = LogFormat.TEXT) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _kept_secret(path: Path) -> bytes:
-    """A secret that survives a restart, so that logins do too."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with open(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
-    return path.read_bytes()
-
-
 def _after_each(seconds: float, act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         while True:
@@ -440,6 +431,10 @@ def _every(seconds: float, act: Callable[[], None]) -> Callable[[], Awaitable[No
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _new_secret() -> bytes:
+    return secrets.token_bytes(32)
 
 
 def _new_id() -> str:

@@ -12,11 +12,15 @@ kept in the folder only as far as there is room; what is missing is fetched when
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from typing import IO, BinaryIO
 
 from hub_service.aggregators.events import open_run_file
 from hub_service.domain.errors import NotFound, Unavailable
+from hub_service.durable_files import sync_folder
 from hub_service.object_storage import ObjectStorage
 
 FABS, MODELS = "fabs", "models"
@@ -33,6 +38,7 @@ KINDS = (FABS, MODELS)
 CACHE_BYTES = 20 * 1024**3  # of models that the bucket has, too
 INCOMING = ".incoming-"
 
+_OURS = re.compile(rf"({FABS}|{MODELS})/([0-9a-f]{{64}}|{re.escape(INCOMING)}\w+)", re.ASCII)
 _CHUNK = 1024 * 1024
 _DIFFERS = "sha256 differs"
 _WORDS = {FABS: "app", MODELS: "model"}
@@ -63,12 +69,16 @@ class Artifacts:
         self._cache_bytes = cache_bytes
         self._waiting = folder / "waiting"
         self._leaving = folder / "leaving"
+        self._lock = threading.Lock()  # for what may go, and what may not yet
+        self._let_go: set[str] = set()
+        self._unwritten: set[str] = set()
+        self._bucket_lock = threading.Lock()  # an object is not removed while the same one is brought there
         self.put: Callable[[], None] = lambda: None  # called from any thread when something waits for the bucket
         for made in (*(folder / kind for kind in KINDS), self._waiting, self._leaving):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def put_fab(self, content: bytes) -> str:
-        """Keep a FAB; return its sha256. Raises Unavailable where the disk refuses."""
+        """Keep a FAB, until `written` at least; return its sha256. Raises Unavailable where the disk refuses."""
         fab_hash, _ = self._keep(FABS, io.BytesIO(content))
         return fab_hash
 
@@ -77,12 +87,13 @@ class Artifacts:
         return self._checked(FABS, fab_hash).read_bytes()
 
     def put_model(self, source: Path) -> tuple[str, int]:
-        """Keep a copy of a model file; return its sha256 and its size in bytes.
+        """Keep a copy of a model file, until `written` at least; return its sha256 and its size in bytes.
 
         Raises NotFound if there is no such plain file, Unavailable where the disk refuses.
         """
         try:
             with open_run_file(source.parent, source.name) as file:
+                self._require_room(file)
                 return self._keep(MODELS, file)
         except FileNotFoundError as error:
             raise NotFound("The run has written no model.", debug=str(source)) from error
@@ -134,9 +145,10 @@ class Artifacts:
         if self._bucket is None:
             return
         for marker, path in self._waiting_files().items():
-            with contextlib.suppress(NotFound):  # removed meanwhile
-                self._bucket.put(path, f"{path.parent.name}/{path.name}")
-            marker.unlink(missing_ok=True)
+            with self._bucket_lock:
+                with contextlib.suppress(NotFound):  # removed meanwhile
+                    self._bucket.put(path, f"{path.parent.name}/{path.name}")
+                marker.unlink(missing_ok=True)
         self._make_room("")
 
     def _waiting_files(self) -> Mapping[Path, Path]:
@@ -147,21 +159,41 @@ class Artifacts:
     # --- what nobody needs any more
 
     def names(self) -> Mapping[str, datetime]:
-        """Every artifact, and since when it is there."""
+        """Every artifact and unfinished file, and since when it is there. What else lies there is somebody else's."""
         found = {} if self._bucket is None else dict(self._bucket.names())
         for kind in KINDS:
             for path in (self._folder / kind).iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     found[f"{kind}/{path.name}"] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return found
+        return {name: since for name, since in found.items() if _OURS.fullmatch(name)}
 
-    def remove(self, names: Collection[str]) -> None:
-        """Remove artifacts everywhere. Raises Unavailable where the bucket does not do it."""
+    def written(self, *names: str) -> None:
+        """What was put is named in the database now, which says from here on whether it is needed."""
+        with self._lock:
+            self._unwritten.difference_update(names)
+
+    def let_go(self, names: Collection[str]) -> None:
+        """Nothing in the database names these. Let `remove` have them, but for what was put and is not written yet."""
+        with self._lock:
+            self._let_go = set(names) - self._unwritten
+
+    def remove(self) -> None:
+        """Remove everywhere what was let go and not put again. Raises Unavailable where the bucket does not do it."""
+        with self._lock:
+            names = sorted(self._let_go)
         for name in names:
-            if self._bucket is not None:
-                self._bucket.remove(name)
+            with self._bucket_lock:
+                if self._removed_here(name) and self._bucket is not None:
+                    self._bucket.remove(name)
+
+    def _removed_here(self, name: str) -> bool:
+        with self._lock:
+            if name not in self._let_go:
+                return False
+            self._let_go.remove(name)
             (self._folder / name).unlink(missing_ok=True)
             (self._waiting / name.replace("/", "-")).unlink(missing_ok=True)
+            return True
 
     def note_leaving(self, project_id: str, names: Collection[str]) -> None:
         """Write down what a project that is about to be deleted leaves behind: then a crash leaves nothing for good.
@@ -185,10 +217,21 @@ class Artifacts:
     def _keep(self, kind: str, source: BinaryIO) -> tuple[str, int]:
         with _incoming(self._folder / kind) as incoming:
             digest, size = _copy(source, incoming.file)
+            self._note_unwritten(f"{kind}/{digest}")
             self._note_waiting(kind, digest)
             incoming.keep(digest)
         self.put()
         return digest, size
+
+    def _note_unwritten(self, name: str) -> None:
+        with self._lock:
+            self._unwritten.add(name)
+            self._let_go.discard(name)
+
+    def _require_room(self, source: BinaryIO) -> None:
+        """What is tried again and again must not take, each time, the room that others need."""
+        if shutil.disk_usage(self._folder).free < os.fstat(source.fileno()).st_size:
+            raise _refused(self._folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _note_waiting(self, kind: str, sha256: str) -> None:
         if self._bucket is not None:
@@ -270,7 +313,7 @@ class _Incoming:
         self.file.flush()
         os.fsync(self.file.fileno())
         os.replace(self.path, self.path.with_name(name))
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 @contextmanager
@@ -285,20 +328,15 @@ def _incoming(folder: Path) -> Iterator[_Incoming]:
         finally:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise Unavailable(
-            "The service cannot write to its disk.",
-            "Ask the Hub's administrator whether the disk is full.",
-            debug=f"{folder}: {error.strerror}",
-        ) from error
+        raise _refused(folder, error) from error
 
 
-def _sync(folder: Path) -> None:
-    """The name, too, is on the disk: it stands in the folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _refused(folder: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        "The service cannot write to its disk.",
+        "Ask the Hub's administrator whether the disk is full.",
+        debug=f"{folder}: {error.strerror}",
+    )
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> tuple[str, int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import RUNS_TOPIC, Changes, project_topic
 from hub_service.consent import Consent
+from hub_service.deletion import named_by
 from hub_service.domain.approvals import allows_rounds, rounds_limit
 from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Conflict, DatabaseUnavailable, FederationError, Invalid, NotFound, Unavailable
@@ -105,6 +107,16 @@ class Workshop:
     watch: RunWatch = NOBODY_WATCHES
 
 
+@dataclass(slots=True)
+class _Kept:
+    """What of a run's models is among the artifacts. `trouble`: why not all of it, for a person."""
+
+    sha256: str = ""
+    size: int = 0
+    rounds: list[ModelFile] = field(default_factory=list)
+    trouble: str = ""
+
+
 class _Lost(Exception):
     """The aggregator is gone. The text is its last words, for a person."""
 
@@ -163,6 +175,11 @@ class RunDriver:
         status, message = work.result()
         await self.end(status, message)
 
+    def _ended_before(self) -> tuple[RunStatus, str] | None:
+        """How the run ended where an earlier service knew that, and was ended itself before it had kept the models."""
+        progress = Progress(self._run).after(self._store.events(self._run_id)[-1:])
+        return None if progress.outcome is None else (progress.outcome, progress.run.message)
+
     async def _until_stop_is_wanted(self) -> None:
         while self._run.target is not RunTarget.STOPPED:
             await self._changes.wait(RUNS_TOPIC, self._changes.revision(RUNS_TOPIC), _FOREVER_S)
@@ -171,6 +188,8 @@ class RunDriver:
         try:
             if self._run.status is RunStatus.STARTING:
                 await self._begin()
+            if outcome := self._ended_before():
+                return outcome
             while True:
                 self._read_from_the_start()
                 try:
@@ -236,7 +255,7 @@ class RunDriver:
         often, or cannot be started again.
         """
         await self._backend.stop(self._run.project_id)
-        progress, _ = self._look()
+        progress, _ = await self._look()
         if progress.outcome is not None:
             return progress.outcome, progress.run.message
         waited = await self._until_there_is_room()
@@ -321,7 +340,7 @@ class RunDriver:
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
-            progress, fresh = self._look()
+            progress, fresh = await self._look()
             if progress.outcome is not None:
                 return progress.outcome, progress.run.message
             if exit_status is not None and not fresh:
@@ -342,11 +361,11 @@ class RunDriver:
         folder = self._backend.run_folder(run.project_id, run.id)
         self._models = RoundModels(folder, self._keep_model_bytes)
 
-    def _look(self) -> tuple[Progress, bool]:
+    async def _look(self) -> tuple[Progress, bool]:
         """Take what the ServerApp has reported since the last look: the run as it is now, and whether there was any."""
         run = self._run
         folder = self._backend.run_folder(run.project_id, run.id)
-        fresh, self._offset = read_events(folder, self._offset)
+        fresh, self._offset = await asyncio.to_thread(read_events, folder, self._offset)
         trim_log(folder)
         self._note_models(fresh)
         known, new = fresh[: self._taken], fresh[self._taken :]
@@ -500,40 +519,71 @@ class RunDriver:
 
         Nobody waits for the processes: the project's next run begins when this has returned.
         """
-        run = self._run
-        round_models = self._round_models(run)
-        models: tuple[ModelFile, ...] = ()
-        try:
-            sha256, size = await asyncio.to_thread(self._artifacts.put_model, self._model_file(run))
-            best = self._best_round(self._store.events(run.id))
-            models = await asyncio.to_thread(round_models.collect, self._artifacts, best)
-        except NotFound:  # it ended before its first round did
-            sha256, size = "", 0
-        except Unavailable as error:
-            sha256, size = "", 0
-            message = f"{message} The model could not be kept: {error.message} {error.next_step}".strip()
+        kept = await self._keep_models(self._run)
         run = replace(
             self._run,
             status=status,
-            message=message,
+            message=f"{message} {kept.trouble}".strip(),
             phase="",
             finished_at=self._clock(),
-            model_sha256=sha256,
-            model_size=size,
-            models=models,
+            model_sha256=kept.sha256,
+            model_size=kept.size,
+            models=tuple(kept.rounds),
         )
         project = self._store.project(run.project_id)
         with self._store.transaction():
             self._store.put_run(run)
-            self._audit.note("service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=sha256)
+            self._audit.note(
+                "service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=run.model_sha256
+            )
+        self._artifacts.written(*named_by((), [run]))
         self._watch.run_ended(run)
         self._changes.announce(project_topic(run.project_id))
         log.info("run %s of project %s: %s", run.id, run.project_id, status)
         if project is not None:
             self._tell(run_ended(project, run))
         await self._backend.stop(run.project_id)
-        await asyncio.to_thread(round_models.clear)
+        if not kept.trouble:
+            await asyncio.to_thread(self._round_models(run).clear)
         await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
+
+    async def _keep_models(self, run: Run) -> _Kept:
+        """The last model, then those of the rounds. Whatever could not be kept stays in the run folder."""
+        kept = _Kept()
+        try:
+            kept.sha256, kept.size = await self._keep(self._model_file(run))
+            for number, path in self._round_models(run).to_keep(self._best_round(self._store.events(run.id))).items():
+                with contextlib.suppress(NotFound):
+                    kept.rounds.append(ModelFile(*await self._keep(path), number))
+        except NotFound:  # it ended before its first round did
+            return kept
+        except Unavailable as error:
+            what = "A round's model" if kept.sha256 else "The model"
+            kept.trouble = (
+                f"{what} could not be kept: {error.message} {error.next_step} "
+                "It stays in the run's folder on the service's disk."
+            )
+        return kept
+
+    async def _keep(self, model: Path) -> tuple[str, int]:
+        """Keep one model, as soon as the disk takes it: the owner, who may stop the run, is told that it waits.
+
+        Raises NotFound where there is none, Unavailable where the owner does not wait.
+        """
+        while True:
+            seen = self._changes.revision(RUNS_TOPIC)
+            try:
+                return await asyncio.to_thread(self._artifacts.put_model, model)
+            except Unavailable as error:
+                if self._run.target is RunTarget.STOPPED:
+                    raise
+                self._say(f"waiting: its models cannot be kept yet. {error.message} {error.next_step}", error)
+            await self._changes.wait(RUNS_TOPIC, seen, _RETRY_S)
+
+    def _say(self, phase: str, error: Unavailable) -> None:
+        if self._run.phase != phase:
+            log.warning("run %s waits: %s %s", self._run_id, error.message, error.debug)
+            self._put(replace(self._run, phase=phase))
 
     def _model_file(self, run: Run) -> Path:
         """The last model that was written: a run that was stopped or failed has one too, after its first round."""

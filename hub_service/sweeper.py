@@ -121,16 +121,15 @@ class Sweeper:
         if not named:  # more likely another's database than a service that has kept things and names none of them
             return
         now = self._clock()
-        for name, since in there.items():
-            spare = INCOMING_AFTER if name.rpartition("/")[2].startswith(INCOMING) else UNNAMED_AFTER
-            if name not in named and now - since > spare:
-                log.info("removing %s, which nothing has named for %d days", name, (now - since).days)
-                await self._remove([name])
+        past = {name: (now - since).days for name, since in there.items() if now - since > _spared(name)}
+        for name in past.keys() - named:
+            log.info("removing %s, which nothing has named for %d days", name, past[name])
+        await self._remove(past)
 
     async def _remove(self, names: Collection[str]) -> None:
-        """Remove those that nothing names now. No FAB is put in between: that happens on the event loop."""
-        unneeded = set(names) - self._named()
-        await asyncio.to_thread(self._artifacts.remove, unneeded)
+        """Remove those that nothing names now. What is put meanwhile stays."""
+        self._artifacts.let_go(set(names) - self._named())
+        await asyncio.to_thread(self._artifacts.remove)
 
     def _named(self) -> set[str]:
         named = set[str]()
@@ -140,3 +139,7 @@ class Sweeper:
 
     def _all_runs(self) -> list[Run]:
         return [run for project in self._store.projects() for run in self._store.runs(project.id)]
+
+
+def _spared(name: str) -> timedelta:
+    return INCOMING_AFTER if name.rpartition("/")[2].startswith(INCOMING) else UNNAMED_AFTER

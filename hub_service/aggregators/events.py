@@ -134,6 +134,9 @@ def open_run_file(folder: Path, name: str) -> BinaryIO:
 def read_events(folder: Path, offset: int = 0) -> tuple[list[RunEvent], int]:
     """Events written since `offset`, some at least, and the offset to go on from. An unfinished line is left for later.
 
+    They are on the disk when this returns: a reader that keeps them elsewhere must know no more than the file does once
+    the machine has lost its power. Waits for the disk, so call from a thread.
+
     Args:
         folder: the run folder; it may have no event file yet.
         offset: bytes, 0 for the start or what an earlier call returned.
@@ -144,6 +147,8 @@ def read_events(folder: Path, offset: int = 0) -> tuple[list[RunEvent], int]:
         with open_run_file(folder, EVENTS_FILE) as file:
             file.seek(offset)
             data = file.read(_AT_ONCE)
+            if data:
+                os.fsync(file.fileno())
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]

@@ -8,6 +8,7 @@ from federator import contract
 from federator.contract import AppReview, MemberState, OutagePolicy, ProjectDetail, ProjectSummary
 
 from hub_service import views
+from hub_service.artifacts import fab_name
 from hub_service.audit import Decision
 from hub_service.changes import LEAVING_TOPIC, RUNS_TOPIC, project_topic, user_topic
 from hub_service.deletion import Contents, contents_of, delete
@@ -120,6 +121,7 @@ class ProjectOperations(PreviewOperations):
         with self._store.transaction():
             self._store.put_app_version(version)
             self._audit.note(principal.name, Decision.APP_ADDED, project.id, fab=fab_hash, version=str(version.number))
+        self._artifacts.written(fab_name(fab_hash))
         self._announce_members(project.id)
         for participation in self._store.participations(project.id):
             if participation.active:

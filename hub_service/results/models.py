@@ -1,8 +1,8 @@
 """The models of a run's rounds: which is best, which are kept, and how they get from the run folder into the artifacts.
 
 The ServerApp leaves each round's model in the run folder as another name of the same file, so that costs nothing but
-its bytes. While the run goes, `RoundModels.prune` removes what is beyond the budget; at its end `collect` keeps the
-rest. The run folder is the owner's code's to write in: names and plain files only are taken from it.
+its bytes. While the run goes, `RoundModels.prune` removes what is beyond the budget; at its end the rest is kept. The
+run folder is the owner's code's to write in: names and plain files only are taken from it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 
-from federator.contract import ModelFile, Round
+from federator.contract import Round
 
 from hub_service.aggregators.events import round_model_file
-from hub_service.artifacts import Artifacts
-from hub_service.domain.errors import NotFound
 from hub_service.results.metrics import is_loss, main_metric
 
 KEEP_BYTES = 1024**3  # of one run's rounds, besides its last model
@@ -73,17 +71,10 @@ class RoundModels:
             del self._sizes[number]
             self._remove(number)
 
-    def collect(self, artifacts: Artifacts, best: int) -> tuple[ModelFile, ...]:
-        """Keep them, by round. Sizes are what is there, not what was said. They stay in the folder until `clear`.
-
-        Raises Unavailable where the disk refuses.
-        """
+    def to_keep(self, best: int) -> dict[int, Path]:
+        """Their files, by round. Sizes are what is there, not what was said. They stay in the folder until `clear`."""
         actual = {number: size for number in self._sizes if (size := self._size(number)) is not None}
-        kept = []
-        for number in sorted(kept_rounds(actual, best, self._budget)):
-            with contextlib.suppress(NotFound):
-                kept.append(ModelFile(*artifacts.put_model(self._folder / round_model_file(number)), number))
-        return tuple(kept)
+        return {one: self._folder / round_model_file(one) for one in sorted(kept_rounds(actual, best, self._budget))}
 
     def clear(self) -> None:
         """Empty the folder of them, once the run that has them is written down."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from federator.contract import SignedRecord
 
 from hub_service.domain.errors import Invalid
+from hub_service.durable_files import kept_file
 
 
 def canonical(record: Mapping[str, Any], model_sha256: str) -> bytes:
@@ -56,14 +56,7 @@ class SigningKey:
 
         Raises Invalid where the file holds no such key.
         """
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return cls(_private_key(path))
-        made = cls.new()
-        with open(descriptor, "wb") as file:
-            file.write(made._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return made
+        return cls(_private_key(path.name, kept_file(path, _new_key)))
 
     @property
     def public_pem(self) -> str:
@@ -86,15 +79,17 @@ def is_signed(signed: SignedRecord, public_pem: str) -> bool:
     return True
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey:
+def _new_key() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _private_key(file: str, pem: bytes) -> Ed25519PrivateKey:
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(pem, None)
     except ValueError as error:
-        raise Invalid(
-            f"{path.name} holds no private key.", "Restore it, or remove it to begin with a new one."
-        ) from error
+        raise Invalid(f"{file} holds no private key.", "Restore it, or remove it to begin with a new one.") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Invalid(f"{path.name} holds no Ed25519 key.", "Restore it, or remove it to begin with a new one.")
+        raise Invalid(f"{file} holds no Ed25519 key.", "Restore it, or remove it to begin with a new one.")
     return key
 
 

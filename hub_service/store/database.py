@@ -51,6 +51,9 @@ _POSTGRESQL_OPTIONS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+# The server keeps the lock of a machine that is gone until it has noticed that: by default after two hours. Not among
+# the options above: a pooler refuses what it does not know there.
+_KEEPALIVES = ("SET tcp_keepalives_idle = 10", "SET tcp_keepalives_interval = 5", "SET tcp_keepalives_count = 3")
 _TRY_AGAIN = "Nothing was changed. Try again in a minute; if it lasts, tell the Hub's administrator."
 
 
@@ -263,6 +266,8 @@ def _refuse_writing(connection: Any, _record: object) -> None:
 def _take_advisory_lock(connection: Any, _record: object) -> None:
     """Called by SQLAlchemy for each new connection: one without the lock is none. Raises DatabaseInUse."""
     with connection.cursor() as cursor:
+        for setting in _KEEPALIVES:
+            cursor.execute(setting)
         cursor.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_KEY,))
         (taken,) = cursor.fetchone()
         holder = "" if taken else _holder_of_advisory_lock(cursor)

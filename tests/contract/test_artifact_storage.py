@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +22,9 @@ from hub_service.artifacts import Artifacts
 from hub_service.domain.errors import Invalid, NotFound, Unavailable
 from hub_service.object_storage import Bucket, ObjectStorage
 from hub_service.settings import StateSettings
+from hub_service.sweeper import UNNAMED_AFTER, Sweeper
+from tests.fakes.aggregators import FakeAggregators
+from tests.fakes.federation import Federation
 
 BUCKET = "federation-artifacts"
 KEY, SECRET = "AKIAKEYOFTHESERVICE1", "the-secret-that-nobody-may-see"
@@ -124,12 +129,36 @@ class TestArtifacts:
         fab_hash = artifacts.put_fab(b"app")
         artifacts.upload()
         waits = artifacts.put_fab(b"not there yet")
-        artifacts.remove({f"fabs/{fab_hash}", f"fabs/{waits}", "models/none"})
+        names = (f"fabs/{fab_hash}", f"fabs/{waits}", "models/none")
+        artifacts.written(*names)
+        artifacts.let_go(names)
+        artifacts.remove()
         artifacts.upload()
         for again in (artifacts, opened("two")):
             assert again.names() == {}
             with pytest.raises(NotFound):
                 again.fab(fab_hash)
+
+    def test_what_is_put_stays_until_a_row_names_it(self, opened: Open) -> None:
+        artifacts = opened("one")
+        name = f"fabs/{artifacts.put_fab(b'app')}"
+        artifacts.let_go([name])
+        artifacts.remove()
+        assert set(artifacts.names()) == {name}
+
+    def test_what_is_put_again_before_it_is_removed_stays(self, opened: Open) -> None:
+        """As when a deleted project's app is added to another one, while the sweeper is at work."""
+        artifacts = opened("one")
+        fab_hash = artifacts.put_fab(b"app")
+        artifacts.upload()
+        artifacts.written(f"fabs/{fab_hash}")
+        artifacts.let_go([f"fabs/{fab_hash}"])
+        artifacts.put_fab(b"app")
+        artifacts.written(f"fabs/{fab_hash}")
+        artifacts.remove()
+        artifacts.upload()
+        for again in (artifacts, opened("two")):
+            assert again.fab(fab_hash) == b"app"
 
     def test_another_content_under_a_name_is_refused(self, opened: Open, tmp_path: Path) -> None:
         artifacts = opened("one")
@@ -173,6 +202,53 @@ class TestBucket:
         artifacts.upload()
         assert artifacts.model(large).stat().st_size == 5000
         assert set(artifacts.names()) == {f"models/{name}" for name in [*names, large]}
+
+    async def test_what_others_keep_in_the_bucket_is_left_alone(self, tmp_path: Path, storage: Storage) -> None:
+        theirs = (
+            "report.pdf",
+            "some/prefix/README",
+            "some/prefix/models/theirs",
+            "some/prefix/backups/models/" + "0" * 64,
+        )
+        for key in theirs:
+            storage.client.put_object(Bucket=BUCKET, Key=key, Body=b"theirs")
+        federation = Federation(tmp_path)
+        federation.artifacts = self.artifacts(tmp_path / "one", storage)
+        ours = hashlib.sha256(MODEL).hexdigest()
+        storage.client.put_object(Bucket=BUCKET, Key=f"some/prefix/models/{ours}", Body=MODEL)
+        federation.new_project()
+        federation.clock.now = datetime.now(UTC) + 2 * UNNAMED_AFTER
+        await Sweeper(
+            store=federation.store,
+            artifacts=federation.artifacts,
+            backend=FakeAggregators(tmp_path / "runs"),
+            changes=federation.changes,
+            clock=federation.clock,
+        ).sweep()
+        assert set(storage.objects()) == set(theirs)
+
+    def test_what_is_put_while_its_object_is_removed_is_brought_there_again(
+        self, tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        artifacts = self.artifacts(tmp_path / "one", storage)
+        fab_hash = artifacts.put_fab(b"app")
+        artifacts.upload()
+        artifacts.written(f"fabs/{fab_hash}")
+        remove = ObjectStorage.remove
+        uploading = threading.Thread(target=artifacts.upload)
+
+        def put_then_remove(bucket: ObjectStorage, name: str) -> None:
+            artifacts.put_fab(b"app")
+            uploading.start()
+            uploading.join(1.0)  # it waits for us; else it would be through by now
+            remove(bucket, name)
+
+        monkeypatch.setattr(ObjectStorage, "remove", put_then_remove)
+        artifacts.let_go([f"fabs/{fab_hash}"])
+        artifacts.remove()
+        uploading.join(60)
+        assert storage.objects() == {f"some/prefix/fabs/{fab_hash}": 3}
+        assert artifacts.waiting == 0
 
     def test_a_large_model_goes_in_parts_and_not_through_memory(
         self, tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch

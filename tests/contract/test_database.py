@@ -101,6 +101,19 @@ class TestOneServiceAtATime:
         SqlStore(url, wait_s=PATIENCE_S).close()
 
 
+@pytest.mark.needs_postgresql
+def test_a_server_knows_soon_that_the_services_machine_is_gone(cluster: Cluster) -> None:
+    """It keeps the lock until then, and would ask a silent connection for a sign of life after two hours only."""
+    cluster.empty_database()
+    with cluster.on_tcp() as url, closing(Database(f"{url}?options=-c%20statement_timeout%3D7s")) as database:
+        with database.transaction() as connection:
+            settings = [
+                connection.exec_driver_sql(f"SHOW {name}").scalar_one()
+                for name in (*(f"tcp_keepalives_{one}" for one in ("idle", "interval", "count")), "statement_timeout")
+            ]
+        assert settings == ["10", "5", "3", "7s"]
+
+
 class TestAddresses:
     @pytest.mark.parametrize("kind", ["mysql", "mariadb", "mariadb+pymysql", "oracle"])
     def test_other_databases_are_refused_with_those_that_are_supported(self, kind: str) -> None:

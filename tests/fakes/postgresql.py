@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,8 +62,8 @@ class Cluster:
     def is_up(self) -> bool:
         return (self.folder / "data" / "postmaster.pid").exists()
 
-    def start(self) -> None:
-        self._run("pg_ctl", "start", "--wait", "--silent", "--pgdata=data", "--log=log")
+    def start(self, options: str = "") -> None:
+        self._run("pg_ctl", "start", "--wait", "--silent", "--pgdata=data", "--log=log", f"--options={options}")
 
     def stop(self, mode: str = "fast") -> None:
         """`fast` ends every connection; `immediate` is a crash."""
@@ -76,6 +79,19 @@ class Cluster:
         )
         self.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         return self.address("test")
+
+    @contextmanager
+    def on_tcp(self) -> Iterator[str]:
+        """The address of the tests' database by TCP. It is not reached by its socket meanwhile."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        self.stop()
+        self.start(f"-c listen_addresses=127.0.0.1 -c port={port}")
+        try:
+            yield f"postgresql://tester@127.0.0.1:{port}/test"
+        finally:
+            self.stop()
+            self.start()
 
     def new_database(self, name: str, options: str) -> str:
         """The address of a database that differs from others."""

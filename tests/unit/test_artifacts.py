@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,17 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytes
         artifacts.put_fab(b"app")
     assert "No space left" in refused.value.debug
     assert stored(tmp_path) == []
+
+
+def test_a_model_without_room_takes_none_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again every few seconds."""
+    artifacts = Artifacts(tmp_path / "artifacts")
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+    monkeypatch.setattr("hub_service.artifacts.shutil.disk_usage", lambda folder: SimpleNamespace(free=6))
+    monkeypatch.setattr("hub_service.artifacts.tempfile.mkstemp", None)
+    with pytest.raises(Unavailable, match="cannot write"):
+        artifacts.put_model(model)
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from federator.contract import ModelFile, RunStatus, Scope
 
+from hub_service.artifacts import Artifacts
 from hub_service.audit import Decision, fault
 from hub_service.changes import LEAVING_TOPIC, user_topic
 from hub_service.domain.errors import Conflict, Forbidden, NotFound, Unavailable
@@ -47,6 +48,7 @@ class World:
             source = folder / f"source-{number}"
             source.write_bytes(b"%s %d" % (run_id.encode(), number))
             models.append(ModelFile(*self.federation.artifacts.put_model(source), number))
+            self.federation.artifacts.written(f"models/{models[-1].sha256}")
         run = self.federation.store.run(run_id)
         assert run is not None
         node = {"7": "a", "8": "b"}
@@ -242,7 +244,7 @@ async def test_leftovers_go_when_they_have_been_of_no_use_for_long(world: World,
     fab = f"fabs/{federation.newest_hash(project_id)}"
     crashed = tmp_path / "artifacts" / "models" / ".incoming-x"
     crashed.write_bytes(b"part")
-    orphan = federation.artifacts.put_fab(b"nobody's")
+    orphan = Artifacts(tmp_path / "artifacts").put_fab(b"nobody's")  # an earlier service
 
     def aged(path: Path, age: timedelta) -> None:
         at = (federation.clock.now - age).timestamp()
@@ -256,6 +258,28 @@ async def test_leftovers_go_when_they_have_been_of_no_use_for_long(world: World,
     federation.clock.advance(hours=2)
     await world.sweeper.sweep()
     assert world.files() == {fab}
+
+
+async def test_what_comes_while_it_is_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a run that ends just now, and an app that a second project adds: another project left the same."""
+    world = World(tmp_path)
+    federation = world.federation
+    project_id, _, _ = await federation.ready_project()
+    run_id = world.finished_run(project_id, tmp_path)
+    run = federation.store.run(run_id)
+    assert run is not None
+    federation.coordinator.delete_project(ANNA, project_id)
+    federation.artifacts.put_model(tmp_path / "source-3")  # its run is not written down yet
+    remove = federation.artifacts.remove
+
+    def add_then_remove() -> None:
+        if not federation.store.projects():
+            federation.new_project(BERT, b"app 1")
+        remove()
+
+    monkeypatch.setattr(federation.artifacts, "remove", add_then_remove)
+    await world.sweeper.sweep()
+    assert world.files() == {f"models/{run.model_sha256}", f"fabs/{run.fab_hash}"}
 
 
 async def test_another_databases_artifacts_are_left_alone(tmp_path: Path) -> None:

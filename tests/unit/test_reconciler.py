@@ -14,12 +14,14 @@ import pytest
 from federator.contract import ApprovalState, ClientState, Conditions, OutagePolicy, RunStatus
 
 from hub_service import reconciler, run_driver
-from hub_service.aggregators.events import EVENTS_FILE
+from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, round_model_file
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
+from hub_service.domain.errors import Unavailable
 from hub_service.domain.notices import Notice
 from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
+from hub_service.sweeper import Sweeper
 from tests.fakes.aggregators import (
     CannotStop,
     EndsWhileItIsStopped,
@@ -253,6 +255,25 @@ async def test_a_failed_serverapp_says_why_with_site_names(tmp_path: Path) -> No
         run = await at.ended(project_id, run_id)
         assert run.status is RunStatus.FAILED
         assert run.message == "not all sites connected within 30 s; missing: b"
+
+
+async def test_the_database_never_knows_of_an_event_that_is_not_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss a ServerApp would report on in a shorter file, and what it reports be taken for known."""
+    known_at_sync: list[int] = []
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+
+        def note_sync(descriptor: int) -> None:
+            known_at_sync.append(at.federation.store.event_count(run_id))
+
+        monkeypatch.setattr("hub_service.aggregators.events.os.fsync", note_sync)
+        for number in (1, 2):
+            at.backend.report(project_id, run_id, sent(at.node(at.first), number))
+            await at.until(lambda number=number: at.run(run_id).round == number, project_id)
+            await at.looks()
+    assert known_at_sync == [0, 1]
 
 
 async def test_a_lost_aggregator_is_begun_anew_and_its_open_round_is_void(tmp_path: Path) -> None:
@@ -624,16 +645,100 @@ async def test_a_mistake_of_ours_fails_that_run_only(
         assert (await at.ended(next_project, next_run)).status is RunStatus.FINISHED
 
 
-async def test_a_model_that_cannot_be_kept_is_told_and_the_run_ends(tmp_path: Path) -> None:
+async def test_a_runs_model_goes_with_its_project(tmp_path: Path) -> None:
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
         at.backend.write_model(project_id, run_id, b"weights")
-        (tmp_path / "artifacts" / "models").rmdir()
         at.backend.report(project_id, run_id, FINISHED)
-        run = await at.ended(project_id, run_id)
-        assert run.status is RunStatus.FINISHED
-        assert "The model could not be kept: The service cannot write to its disk." in run.message
-        assert not run.model_sha256
+        await at.ended(project_id, run_id)
+        at.federation.coordinator.delete_project(ANNA, project_id)
+        sweeper = Sweeper(
+            store=at.federation.store,
+            artifacts=at.federation.artifacts,
+            backend=at.backend,
+            changes=at.federation.changes,
+            clock=at.federation.clock,
+        )
+        await sweeper.sweep()
+        assert at.federation.artifacts.names() == {}
+
+
+class TestModelsThatCannotBeKept:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_driver, "_RETRY_S", 0.01)
+
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> Path:
+        return tmp_path / "artifacts" / "models"
+
+    async def finished(self, at: Stage) -> tuple[str, str, Path]:
+        """A run of two rounds that is over but for its models: project, run, and its folder."""
+        project_id, run_id = await at.started()
+        folder = at.backend.run_folder(project_id, run_id)
+        at.backend.write_model(project_id, run_id, b"weights 2")
+        for number in (1, 2):
+            (folder / round_model_file(number)).write_bytes(b"weights %d" % number)
+            at.backend.report(project_id, run_id, RunEvent(EventKind.MODEL, 2.0, "federated", number, size=9))
+        at.backend.report(project_id, run_id, FINISHED)
+        await at.until(lambda: "its models cannot be kept yet" in at.run(run_id).phase, project_id)
+        return project_id, run_id, folder
+
+    async def test_the_run_waits_until_they_can(self, tmp_path: Path, kept: Path) -> None:
+        async with stage(tmp_path) as at:
+            kept.rmdir()
+            project_id, run_id, _ = await self.finished(at)
+            assert "whether the disk is full" in at.run(run_id).phase
+            kept.mkdir()
+            run = await at.ended(project_id, run_id)
+            assert (run.status, run.message, [one.round for one in run.models]) == (RunStatus.FINISHED, "", [1, 2])
+            assert at.federation.artifacts.model(run.model_sha256).read_bytes() == b"weights 2"
+
+    async def test_an_owner_who_does_not_wait_loses_no_file(self, tmp_path: Path, kept: Path) -> None:
+        async with stage(tmp_path) as at:
+            kept.rmdir()
+            project_id, run_id, folder = await self.finished(at)
+            at.federation.coordinator.stop_run(ANNA, run_id)
+            run = await at.ended(project_id, run_id)
+            assert (run.status, run.model_sha256) == (RunStatus.FINISHED, "")
+            assert "The model could not be kept: The service cannot write to its disk." in run.message
+            await at.looks()
+            assert at.backend.stopped == [project_id]
+            assert {path.name for path in folder.glob("*.safetensors")} == {
+                MODEL_FILE,
+                round_model_file(1),
+                round_model_file(2),
+            }
+
+    async def test_one_that_cannot_costs_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with stage(tmp_path) as at:
+            put_model = at.federation.artifacts.put_model
+
+            def put_but_for_one(source: Path) -> tuple[str, int]:
+                if source.name == round_model_file(2):
+                    raise Unavailable("The service cannot write to its disk.")
+                return put_model(source)
+
+            monkeypatch.setattr(at.federation.artifacts, "put_model", put_but_for_one)
+            project_id, run_id, folder = await self.finished(at)
+            at.federation.coordinator.stop_run(ANNA, run_id)
+            run = await at.ended(project_id, run_id)
+            assert at.federation.artifacts.model(run.model_sha256).read_bytes() == b"weights 2"
+            assert [one.round for one in run.models] == [1]
+            assert "A round's model could not be kept" in run.message
+            await at.looks()
+            assert (folder / round_model_file(2)).exists()
+
+    async def test_the_next_service_goes_on_waiting(self, tmp_path: Path, kept: Path) -> None:
+        at = Stage(tmp_path)
+        async with at:
+            kept.rmdir()
+            project_id, run_id, _ = await self.finished(at)
+        at.reconciler = at.new_reconciler()
+        async with at:
+            kept.mkdir()
+            run = await at.ended(project_id, run_id)
+        assert (run.status, run.resumed, len(run.models)) == (RunStatus.FINISHED, 0, 2)
 
 
 class TestRestart:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from hub_service.aggregators.events import MODEL_FILE, round_model_file
 from hub_service.aggregators.model_file import keep_model, write_model
 from hub_service.artifacts import Artifacts
+from hub_service.domain.errors import NotFound
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.results import statistics
 from hub_service.results.models import RoundModels, best_round
@@ -224,10 +225,7 @@ def test_the_last_and_the_best_model_are_kept_then_the_newest_that_fit(tmp_path:
         if models.add(number, 10):
             models.prune(best=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [round_model_file(one) for one in (2, 4, 5, 6)]
-    artifacts = Artifacts(tmp_path / "artifacts")
-    kept = models.collect(artifacts, best=2)
-    assert [(one.round, one.size) for one in kept] == [(2, 10), (4, 10), (5, 10), (6, 10)]
-    assert artifacts.model(kept[0].sha256).read_bytes() == bytes([2]) * 10
+    assert models.to_keep(best=2) == {one: tmp_path / round_model_file(one) for one in (2, 4, 5, 6)}
     models.clear()
     assert not list(tmp_path.glob("model-*"))
 
@@ -245,9 +243,11 @@ def test_what_the_owners_code_says_of_models_is_not_believed(tmp_path: Path) -> 
     (tmp_path / "run" / round_model_file(4)).mkdir()
     for number in (1, 2, 3, 4, 10**300):
         models.add(number, 1)
-    kept = models.collect(Artifacts(tmp_path / "artifacts"), best=3)
-    assert [one.round for one in kept] == [3]
-    assert secret.read_bytes() == b"secret"
+    artifacts = Artifacts(tmp_path / "artifacts")
+    to_keep = models.to_keep(best=3)
+    assert list(to_keep) == [3, 4]
+    with pytest.raises(NotFound):
+        artifacts.put_model(to_keep[4])
 
 
 def test_a_kept_model_stays_when_the_next_one_is_written(tmp_path: Path) -> None:
