@@ -94,7 +94,7 @@ _NODES_WAIT_S, _PLAN_WAIT_S = 0.03, 0.01
 # How long to wait for a plan, in seconds: a SuperLink may take a minute to come up, and its service may be restarted.
 PLAN_PATIENCE_S = 600.0
 FINISHED, FAILED, GONE = 0, 1, 3
-"""Exit statuses; the last one for a process whose SuperLink is gone."""
+"""Exit statuses; the last one for a process whose SuperLink, or service, is gone."""
 
 _PHASES = (FEDERATED, ALONE, COMPARE)
 # What the apps of projects import. Not all are installed everywhere.
@@ -432,14 +432,23 @@ def preload() -> None:
             importlib.import_module(name)
 
 
-def wait_for_plan(folder: Path) -> Plan:
-    """The run folder's plan, once it is there. Raises RunFailed where none comes."""
+def wait_for_plan(folder: Path) -> Plan | None:
+    """The run folder's plan, once it is there; None where none comes."""
     deadline = time.monotonic() + PLAN_PATIENCE_S
-    while (plan := Plan.read(folder)) is None:
-        if time.monotonic() > deadline:
-            raise RunFailed(f"the service did not say within {PLAN_PATIENCE_S:g} s what to do; start the run again")
+    while (plan := Plan.read(folder)) is None and time.monotonic() <= deadline:
         time.sleep(_PLAN_WAIT_S)
     return plan
+
+
+def follow_plan(folder: Path) -> int:
+    """Wait for the plan and do what it says; the process's exit status."""
+    events = EventFile(folder)
+    preload()
+    plan = wait_for_plan(folder)
+    if plan is None:
+        _log.error("the service did not say within %g s what to do", PLAN_PATIENCE_S)
+        return GONE
+    return execute(plan, folder, Observer(events.write, time.time), again=events.begun)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Path:
@@ -462,15 +471,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = parse_arguments(sys.argv[1:])
     os.nice(NICENESS)
-    events = EventFile(folder)
-    observer = Observer(events.write, time.time)
-    preload()
-    try:
-        plan = wait_for_plan(folder)
-    except RunFailed as error:
-        observer.failed(str(error))
-        return FAILED
-    return execute(plan, folder, observer, again=events.begun)
+    return follow_plan(folder)
 
 
 if __name__ == "__main__":
