@@ -170,23 +170,22 @@ class Phases:
 
     def _go_through(self, phase: str, node: int, nodes: Sequence[int]) -> None:
         """Run the app in this phase. Raises what the app raises."""
-        calls = self._begin(phase, node, nodes)
-        followed = StrategyCalls(calls, self._keep, self._grid.note_result)
+        found = self._begin(phase, node, nodes)
+        followed = StrategyCalls(found, self._keep, self._grid.note_result)
         with followed.followed():
             self._app.run(self._grid)
 
-    def _begin(self, phase: str, node: int, nodes: Sequence[int]) -> Calls:
-        """Enter the phase; return what was known of its calls where it had been entered before."""
+    def _begin(self, phase: str, node: int, nodes: Sequence[int]) -> Callable[[], Calls]:
+        """Enter the phase; return what reads its calls where it had been entered before."""
         found, self._found = self._found, None
         seed_generators([*self._checkpoints.seed(), _PHASES.index(phase), *divmod(node, 2**32)])
         self._grid.show(nodes)
         if found is not None and (found.place.phase, found.place.node) == (phase, node):
             self._grid.go_on(found.place.rounds)
-            calls: Calls = found.calls()
-            return calls
+            return found.calls
         self._observer.enter(phase, node)
         self._place.phase, self._place.node, self._place.round, self._place.rounds = phase, node, 0, 0
-        return Calls()
+        return Calls
 
     def _finish(self, *, with_model: bool = True) -> None:
         """Note that the present phase is over."""
