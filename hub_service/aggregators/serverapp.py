@@ -139,16 +139,24 @@ class Phases:
 
     Args:
         found: what an earlier process had come to; None: there was none, or nothing was finished.
+        until_written: returns once every model that the grid has saved is written. Raises OSError.
     """
 
     def __init__(
-        self, app: App, grid: ObservingGrid, observer: Observer, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        app: App,
+        grid: ObservingGrid,
+        observer: Observer,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        until_written: Callable[[], None],
     ) -> None:
         self._app = app
         self._grid = grid
         self._observer = observer
         self._checkpoints = checkpoints
         self._found = found
+        self._until_written = until_written
         self._place = found.place if found else Place()
         self._unkept = ""  # why no state is kept, or not all of it
 
@@ -160,6 +168,7 @@ class Phases:
                 return
             if evaluate := self._grid.last_evaluate:
                 self._place.evaluate = evaluate.content, evaluate.metadata.message_type
+            self._until_written()  # nobody sees the model again once the phase is finished
             self._finish()
         if len(plan.nodes) > 1:
             self._train_alone(plan.nodes)
@@ -367,8 +376,10 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
             wait_for_nodes(grid, observer, plan, again=again)
             if mailbox.half:
                 observer.note("models travel in half precision")
-            Phases(app, grid, observer, checkpoints, found).run(plan)
-            models.wait()
+            try:
+                Phases(app, grid, observer, checkpoints, found, models.wait).run(plan)
+            finally:
+                models.wait()  # the service asks for no model any more once it hears of the end
     except (KeyboardInterrupt, RunNotRunningException):
         failure = "the run was stopped"
     except httpx.TransportError:
