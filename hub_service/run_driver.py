@@ -18,6 +18,7 @@ from federator.contract import ApprovalState, ClientState, ModelFile, OutagePoli
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
 from hub_service.aggregators.mail import clear_mail
+from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.serverapp_log import trim_log
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
@@ -332,7 +333,9 @@ class RunDriver:
     async def _follow(self) -> tuple[RunStatus, str]:
         run = self._run
         endpoint = self._backend.endpoint(run.project_id)
-        if endpoint is None:
+        folder = self._backend.run_folder(run.project_id, run.id)
+        # An earlier service that ended while it began anew may have told the new ServerApp nothing.
+        if endpoint is None or not Plan.stands_in(folder):
             raise _Lost
         superlink = self._superlink(endpoint)
         self._remember_nodes(run)

@@ -22,6 +22,8 @@ COMPARE = "compare"
 
 EXAMPLES_KEY = "num-examples"
 
+_NUMERIC = ("float", "bfloat", "complex", "int", "uint", "bool")
+
 ArrayReader = Callable[[], "NDArray[np.generic]"]
 
 
@@ -43,6 +45,11 @@ class ArraySeen:
     def is_floating(self) -> bool:
         return self.dtype.startswith(("float", "bfloat", "complex"))
 
+    @property
+    def kind(self) -> str:
+        """What sums of arrays have to agree in."""
+        return "floating" if self.dtype.startswith(("float", "bfloat")) else self.dtype
+
 
 # Name of the record in the message -> name of the array -> array.
 Arrays = Mapping[str, Mapping[str, ArraySeen]]
@@ -54,6 +61,7 @@ class MessageSeen:
 
     Attributes:
         round: as the app counts from 1; 0 outside rounds.
+        lengths: of its metrics that are lists.
         size: bytes of its arrays.
         error: the reason where the reply is an error.
     """
@@ -64,6 +72,7 @@ class MessageSeen:
     arrays: Arrays = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
     size: int = 0
     error: str = ""
 
@@ -208,6 +217,8 @@ def fault_of(reply: MessageSeen, sent: MessageSeen) -> str:
     examples = reply.metrics.get(EXAMPLES_KEY)
     if examples is not None and not (math.isfinite(examples) and examples >= 0):
         return f"'{EXAMPLES_KEY}' is {examples}"
+    if EXAMPLES_KEY in reply.lengths:
+        return f"'{EXAMPLES_KEY}' is a list"
     for record, arrays in reply.arrays.items():
         expected = sent.arrays.get(record, {})
         for name, array in arrays.items():
@@ -217,9 +228,9 @@ def fault_of(reply: MessageSeen, sent: MessageSeen) -> str:
 
 
 def _array_fault(name: str, array: ArraySeen, expected: ArraySeen | None) -> str:
-    if not array.is_floating:
+    if not array.dtype.startswith(_NUMERIC):
         return ""
-    if expected is not None and array.shape != expected.shape:
+    if array.is_floating and expected is not None and array.shape != expected.shape:
         return f"array '{name}' has shape {list(array.shape)}, not {list(expected.shape)}"
     try:
         values = array.read()
@@ -227,7 +238,9 @@ def _array_fault(name: str, array: ArraySeen, expected: ArraySeen | None) -> str
         return f"array '{name}' cannot be read"
     if values.shape != array.shape:
         return f"array '{name}' has shape {list(values.shape)}, not {list(array.shape)} as it says"
-    if _surely_finite(values):
+    if values.dtype.name != array.dtype:
+        return f"array '{name}' is of dtype {values.dtype.name}, not {array.dtype} as it says"
+    if not array.is_floating or _surely_finite(values):
         return ""
     if np.isnan(values).any():
         return f"array '{name}' has NaN"
@@ -274,6 +287,26 @@ def odd_lengths(replies: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
             if others and lengths.get(name, most_have) != most_have:
                 odd[message_id] = f"metric '{name}' has {lengths[name]} numbers, and {most_have} at other sites"
     return odd
+
+
+def odd_parts(replies: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """Replies without a part that at least half of all have, or with one that fewer have: id -> what is odd.
+
+    Flower's strategies end the run where replies differ in that. If all are odd, the app means it so and nobody is left
+    out.
+
+    Args:
+        replies: for each reply's id, the parts that its content has, as a person reads them.
+    """
+    having = Counter(part for parts in replies.values() for part in parts)
+    usual = frozenset(part for part, number in having.items() if 2 * number >= len(replies))
+    odd = {}
+    for message_id, parts in replies.items():
+        if missing := usual - parts:
+            odd[message_id] = f"{min(missing)} is missing"
+        elif extra := parts - usual:
+            odd[message_id] = f"{min(extra)} is not what other sites send"
+    return odd if len(odd) < len(replies) else {}
 
 
 def _names(arrays: Arrays) -> frozenset[tuple[str, str]]:

@@ -45,6 +45,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Protobuf
 
 from hub_service.aggregators.mailbox import BeyondHalf, Mailbox
@@ -57,6 +58,7 @@ from hub_service.aggregators.observer import (
     Observer,
     odd_lengths,
     odd_ones_out,
+    odd_parts,
 )
 from hub_service.aggregators.outages import Outages, Silent
 from hub_service.domain.projects import GRACE_S
@@ -78,6 +80,8 @@ _MESSAGE_TTL_S = 365 * 24 * 3600.0
 _STRATEGY_TIMEOUT_S = inspect.signature(Strategy.start).parameters["timeout"].default
 # How long one request may take, in seconds: for stock nodes it carries all arrays of a round.
 _CALL_TIMEOUT_S = 120.0
+# What inflating raises for objects that are good as such and make no message together.
+_ODD_OBJECT = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, DecodeError)
 # An app that asks this often for nodes, is shown all of them, and sends nothing, waits for more than there are.
 _PATIENT_ASKS = 8
 
@@ -422,20 +426,20 @@ class ObservingGrid(HttpGrid):
             return self._inflated(proto, tree, contents)
         except ObjectPullError as error:
             reason = f"the site's answer did not arrive whole: {error}"
-        except (BadFrame, OSError) as error:
+        except (BadFrame, OSError, *_ODD_OBJECT) as error:
             reason = f"the site's answer cannot be read: {error}"
         return _error_reply(metadata, ErrorCode.MESSAGE_UNAVAILABLE, reason)
 
     def _inflated(self, proto: MessageProto, tree: ObjectTree, contents: Mapping[str, bytes]) -> Message:
-        """The reply of a stock node. Raises ObjectPullError."""
+        """The reply of a stock node. Raises ObjectPullError, and any of _ODD_OBJECT."""
         message_id = proto.metadata.message_id
         object_ids = [item.object_id for item in iterate_object_tree(tree)]
         if not contents.keys() >= set(object_ids):
             contents = self._objects(proto, object_ids)
         contents = {object_id: contents[object_id] for object_id in object_ids}
-        message = cast(Message, inflate_object_from_contents(message_id, contents))
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
+        content = cast(Message, inflate_object_from_contents(message_id, contents)).content
+        # Of whom it is, the SuperLink has looked at the envelope, and not at what an object says.
+        return make_message(metadata=metadata_from_proto(proto.metadata), content=content)
 
     def _objects(self, proto: MessageProto, object_ids: list[str]) -> dict[str, bytes]:
         """The objects of a reply that a stock node is still sending, one by one. Raises ObjectPullError."""
@@ -459,10 +463,12 @@ class ObservingGrid(HttpGrid):
         return _refused(reply, fault) if fault else reply
 
     def _without_odd_ones(self, replies: list[Message]) -> list[Message]:
-        good = {reply.metadata.reply_to_message_id: _arrays(reply) for reply in replies if reply.has_content()}
-        odd = odd_ones_out(good, {message_id: self._observer.sent_arrays(message_id) for message_id in good})
-        lengths = {reply.metadata.reply_to_message_id: lengths_of(reply) for reply in replies if reply.has_content()}
-        odd |= odd_lengths({one: of_lists for one, of_lists in lengths.items() if one not in odd})
+        good = {reply.metadata.reply_to_message_id: reply for reply in replies if reply.has_content()}
+        sent = {message_id: self._observer.sent_arrays(message_id) for message_id in good}
+        odd = odd_ones_out({message_id: _arrays(reply) for message_id, reply in good.items()}, sent)
+        if any(_is_train(reply) or _is_evaluate(reply) for reply in replies):
+            odd |= odd_parts({one: _parts(reply, sent[one]) for one, reply in good.items() if one not in odd})
+        odd |= odd_lengths({one: lengths_of(reply.content) for one, reply in good.items() if one not in odd})
         for message_id, fault in odd.items():
             self._observer.left_out(message_id, fault)
         return [
@@ -509,6 +515,7 @@ def _seen(message: Message, node_id: int, number: int) -> MessageSeen:
         arrays=_arrays(message),
         metrics=metrics_of(message.content),
         counts=counts_of(message.content),
+        lengths=lengths_of(message.content),
         size=sum(map(size_of_record, message.content.array_records.values())),
     )
 
@@ -526,7 +533,7 @@ def _arrays(message: Message) -> Arrays:
 def _read(array: Array) -> Any:
     try:
         return numpy_view(array)
-    except (TypeError, EOFError) as error:
+    except (TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:  # of what a header may say
         raise ValueError(str(error)) from error
 
 
@@ -542,11 +549,24 @@ def counts_of(content: RecordDict) -> dict[str, list[int]]:
     }
 
 
-def lengths_of(message: Message) -> dict[str, int]:
-    """How long each list of the reply's metric records is."""
+def _parts(reply: Message, sent: Arrays) -> frozenset[str]:
+    """What a strategy wants to find alike in each reply. Names of arrays are another matter: see `odd_ones_out`."""
+    content = reply.content
+    arrays = _arrays(reply)
+    metrics = [one for record in content.metric_records.values() for one in record.items()]
+    return frozenset(
+        [f"array record '{name}'" for name in arrays]
+        + [f"{arrays[name][key].kind} array '{key}'" for name in sent.keys() & arrays for key in arrays[name]]
+        + [f"metric record '{name}'" for name in content.metric_records]
+        + [f"{'list' if isinstance(value, list) else 'metric'} '{key}'" for key, value in metrics]
+    )
+
+
+def lengths_of(content: RecordDict) -> dict[str, int]:
+    """How long each list of the metric records is."""
     return {
         name: len(value)
-        for record in message.content.metric_records.values()
+        for record in content.metric_records.values()
         for name, value in record.items()
         if isinstance(value, list)
     }

@@ -41,6 +41,11 @@ class Plan:
         return cls(address, spec.flower_run_id, spec.node_ids, spec.wait_s, spec.compare, spec.on_outage, spec.grace_s)
 
     @staticmethod
+    def stands_in(folder: Path) -> bool:
+        """Whether the run folder's process has been told what to do, or will be at once."""
+        return os.path.lexists(folder / PLAN_FILE)
+
+    @staticmethod
     def forget(folder: Path) -> None:
         """Remove the plan of a process that was lost, before another one is started. Raises OSError."""
         (folder / PLAN_FILE).unlink(missing_ok=True)
@@ -50,7 +55,7 @@ class Plan:
 
         Raises OSError where the disk refuses.
         """
-        if os.path.lexists(folder / PLAN_FILE):
+        if self.stands_in(folder):
             return
         partial = folder / f"{PLAN_FILE}.partial"
         partial.unlink(missing_ok=True)

@@ -94,7 +94,7 @@ _NODES_WAIT_S, _PLAN_WAIT_S = 0.03, 0.01
 # How long to wait for a plan, in seconds: a SuperLink may take a minute to come up, and its service may be restarted.
 PLAN_PATIENCE_S = 600.0
 FINISHED, FAILED, GONE = 0, 1, 3
-"""Exit statuses; the last one for a process whose SuperLink is gone."""
+"""Exit statuses; the last one for a process whose SuperLink, or service, is gone."""
 
 _PHASES = (FEDERATED, ALONE, COMPARE)
 # What the apps of projects import. Not all are installed everywhere.
@@ -139,16 +139,24 @@ class Phases:
 
     Args:
         found: what an earlier process had come to; None: there was none, or nothing was finished.
+        until_written: returns once every model that the grid has saved is written. Raises OSError.
     """
 
     def __init__(
-        self, app: App, grid: ObservingGrid, observer: Observer, checkpoints: Checkpoints, found: Checkpoint | None
+        self,
+        app: App,
+        grid: ObservingGrid,
+        observer: Observer,
+        checkpoints: Checkpoints,
+        found: Checkpoint | None,
+        until_written: Callable[[], None],
     ) -> None:
         self._app = app
         self._grid = grid
         self._observer = observer
         self._checkpoints = checkpoints
         self._found = found
+        self._until_written = until_written
         self._place = found.place if found else Place()
         self._unkept = ""  # why no state is kept, or not all of it
 
@@ -160,6 +168,7 @@ class Phases:
                 return
             if evaluate := self._grid.last_evaluate:
                 self._place.evaluate = evaluate.content, evaluate.metadata.message_type
+            self._until_written()  # nobody sees the model again once the phase is finished
             self._finish()
         if len(plan.nodes) > 1:
             self._train_alone(plan.nodes)
@@ -170,23 +179,22 @@ class Phases:
 
     def _go_through(self, phase: str, node: int, nodes: Sequence[int]) -> None:
         """Run the app in this phase. Raises what the app raises."""
-        calls = self._begin(phase, node, nodes)
-        followed = StrategyCalls(calls, self._keep, self._grid.note_result)
+        found = self._begin(phase, node, nodes)
+        followed = StrategyCalls(found, self._keep, self._grid.note_result)
         with followed.followed():
             self._app.run(self._grid)
 
-    def _begin(self, phase: str, node: int, nodes: Sequence[int]) -> Calls:
-        """Enter the phase; return what was known of its calls where it had been entered before."""
+    def _begin(self, phase: str, node: int, nodes: Sequence[int]) -> Callable[[], Calls]:
+        """Enter the phase; return what reads its calls where it had been entered before."""
         found, self._found = self._found, None
         seed_generators([*self._checkpoints.seed(), _PHASES.index(phase), *divmod(node, 2**32)])
         self._grid.show(nodes)
         if found is not None and (found.place.phase, found.place.node) == (phase, node):
             self._grid.go_on(found.place.rounds)
-            calls: Calls = found.calls()
-            return calls
+            return found.calls
         self._observer.enter(phase, node)
         self._place.phase, self._place.node, self._place.round, self._place.rounds = phase, node, 0, 0
-        return Calls()
+        return Calls
 
     def _finish(self, *, with_model: bool = True) -> None:
         """Note that the present phase is over."""
@@ -368,8 +376,10 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
             wait_for_nodes(grid, observer, plan, again=again)
             if mailbox.half:
                 observer.note("models travel in half precision")
-            Phases(app, grid, observer, checkpoints, found).run(plan)
-            models.wait()
+            try:
+                Phases(app, grid, observer, checkpoints, found, models.wait).run(plan)
+            finally:
+                models.wait()  # the service asks for no model any more once it hears of the end
     except (KeyboardInterrupt, RunNotRunningException):
         failure = "the run was stopped"
     except httpx.TransportError:
@@ -432,14 +442,23 @@ def preload() -> None:
             importlib.import_module(name)
 
 
-def wait_for_plan(folder: Path) -> Plan:
-    """The run folder's plan, once it is there. Raises RunFailed where none comes."""
+def wait_for_plan(folder: Path) -> Plan | None:
+    """The run folder's plan, once it is there; None where none comes."""
     deadline = time.monotonic() + PLAN_PATIENCE_S
-    while (plan := Plan.read(folder)) is None:
-        if time.monotonic() > deadline:
-            raise RunFailed(f"the service did not say within {PLAN_PATIENCE_S:g} s what to do; start the run again")
+    while (plan := Plan.read(folder)) is None and time.monotonic() <= deadline:
         time.sleep(_PLAN_WAIT_S)
     return plan
+
+
+def follow_plan(folder: Path) -> int:
+    """Wait for the plan and do what it says; the process's exit status."""
+    events = EventFile(folder)
+    preload()
+    plan = wait_for_plan(folder)
+    if plan is None:
+        _log.error("the service did not say within %g s what to do", PLAN_PATIENCE_S)
+        return GONE
+    return execute(plan, folder, Observer(events.write, time.time), again=events.begun)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Path:
@@ -462,15 +481,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = parse_arguments(sys.argv[1:])
     os.nice(NICENESS)
-    events = EventFile(folder)
-    observer = Observer(events.write, time.time)
-    preload()
-    try:
-        plan = wait_for_plan(folder)
-    except RunFailed as error:
-        observer.failed(str(error))
-        return FAILED
-    return execute(plan, folder, observer, again=events.begun)
+    return follow_plan(folder)
 
 
 if __name__ == "__main__":

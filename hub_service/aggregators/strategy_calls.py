@@ -83,17 +83,22 @@ class StrategyCalls:
     """Follows the calls of one phase while `followed` is open.
 
     Args:
-        calls: what an earlier process had seen of them; empty where there was none.
+        found: reads what an earlier process had seen of them, which is empty where there was none. Asked at the first
+            call: what it returns may be of the app's own classes, and by then the app's modules are loaded.
         keep: takes each new state, with the round that is done.
         tell_result: told what arrays each call ends with: without an evaluate message after the last round nothing else
             shows them.
     """
 
     def __init__(
-        self, calls: Calls, keep: Callable[[Calls, int], None], tell_result: Callable[[ArrayRecord], None]
+        self,
+        found: Callable[[], Calls],
+        keep: Callable[[Calls, int], None],
+        tell_result: Callable[[ArrayRecord], None],
     ) -> None:
-        self._calls = calls
-        self._before = len(calls.ended)  # calls that an earlier process had seen return
+        self._found = found
+        self._calls = Calls()
+        self._before = 0  # calls that an earlier process had seen return
         self._keep = keep
         self._tell_result = tell_result
         self._number = 0
@@ -126,6 +131,9 @@ class StrategyCalls:
             strategy: Strategy = bound.args[0]
             if self._round is not None:  # an override calls the one that it overrides
                 return self._called(start, bound, self._round)
+            if self._number == 0:
+                self._calls = self._found()
+                self._before = len(self._calls.ended)
             self._number += 1
             if self._number <= self._before:
                 return self._returned(strategy, self._calls.ended[self._number - 1])

@@ -11,6 +11,7 @@ FakeAggregators             keeps to `hub_service.aggregators.base`
 └── OutOfReach              nobody knows what runs there
 FakeSuperLink               keeps to `hub_service.run_driver.FlowerControl`
 ├── RefusingSuperLink       takes no key
+├── SlowToStartRuns         starts a run when the test says so
 └── ForgetfulSuperLink      answers only every second call
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, EventFile
+from hub_service.aggregators.plan import Plan
 from hub_service.domain.errors import Conflict, Unavailable
 from hub_service.domain.runs import EventKind, RunEvent
 
@@ -40,12 +42,15 @@ class FakeAggregators(AggregatorBackend):
         self.warmed_up += 1
 
     async def start(self, project_id: str, run_id: str | None = None) -> Endpoint:
-        if run_id is not None:
+        if run_id is not None and project_id not in self._endpoints:
             self.started_beside[project_id] = run_id
+            Plan.forget(self.run_folder(project_id, run_id))
         return self._endpoints.setdefault(project_id, Endpoint("127.0.0.1", 1000 + len(self._endpoints)))
 
     async def start_serverapp(self, project_id: str, spec: ServerAppSpec) -> None:
-        self.run_folder(project_id, spec.run_id).mkdir(parents=True, exist_ok=True)
+        folder = self.run_folder(project_id, spec.run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        Plan.of(spec, "").write(folder)
         self.specs[spec.run_id] = spec
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
@@ -220,6 +225,20 @@ class FakeSuperLink:
 class RefusingSuperLink(FakeSuperLink):
     async def register_node(self, public_key: bytes) -> int:
         raise Conflict("This node's key was removed before.", "Restart the Flower client kernel.")
+
+
+class SlowToStartRuns(FakeSuperLink):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+
+    async def start_run(self, fab: bytes, config: Mapping[str, str | int | float | bool]) -> int:
+        if not self.may_start.is_set():
+            self.asked.set()
+        await self.may_start.wait()
+        return await super().start_run(fab, config)
 
 
 class ForgetfulSuperLink(FakeSuperLink):

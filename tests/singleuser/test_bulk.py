@@ -6,8 +6,10 @@ import asyncio
 import errno
 import json
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -153,6 +155,10 @@ async def test_a_node_proves_who_it_is_at_the_superlink_too(running: Fleet, oper
     assert (await at_superlink(running, operation, of_a, {})).status_code == 401
     assert (await at_superlink(running, operation, of_a, unsigned)).status_code == 401
     assert (await at_superlink(running, operation, of_b, signed(a))).status_code == 401
+    by_b = signed(a, signer=b.private_key)
+    assert (await at_superlink(running, operation, of_a, by_b)).status_code == 401
+    no_key = signed(a) | {"flwr-public-key": b64encode(b"no key").decode("ascii")}
+    assert (await at_superlink(running, operation, of_a, no_key)).status_code == 401
 
 
 @pytest.mark.parametrize("operation", ["grid-nodes", "grid-push", "grid-pull", "grid-give-up"])
@@ -319,6 +325,20 @@ async def test_an_answer_that_comes_twice_counts_once(waiting: Fleet) -> None:
     assert (await bulk_push(waiting, member, refusal(member, evaluate))).status_code == 200
     replies = [event for event in await waiting.end_of_run() if event.kind is EventKind.REPLY]
     assert [event.message_type for event in replies] == ["train", "evaluate"]
+
+
+async def test_an_answer_may_take_longer_to_come_than_its_signature_counts(
+    waiting: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model over a thin line. The gateway looks at the signature's age when the headers come."""
+    (member,) = waiting.members.values()
+    answer = trained(member, await next_message(waiting, member))
+    begun = datetime.now(UTC) - timedelta(seconds=400)
+    with monkeypatch.context() as then:
+        then.setattr(waiting.gateway, "_clock", lambda: begun)
+        headers = signed(member, at=begun) | LETTERS
+        assert (await post(waiting, "bulk-push", answer, headers)).status_code == 200
+    assert (await next_message(waiting, member)).proto.metadata.message_type == "evaluate"
 
 
 async def test_an_answer_that_comes_too_late_is_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -27,14 +27,26 @@ ROUNDS = max(4, KILLS + 1)
 RECOVERY_S = 10.0
 TRAIN = "import time\ntime.sleep(0.05)"
 
-# Its own start, its own memory beside Flower's, a learning rate that decays, and what no pickle can hold.
+# Its own start, its own memory beside Flower's, in classes of its own, a learning rate that decays, and what no pickle
+# can hold.
 OWN_STRATEGY = SERVER.replace(
     "app = ServerApp()",
     """
+class Mood(Enum):
+    CALM = "calm"
+    WILD = "wild"
+
+
+@dataclass
+class Seen:
+    means: list
+
+
 class Remembering(FedAvg):
     def __init__(self, **named):
         super().__init__(**named, train_metrics_aggr_fn=lambda replies, key: None)
-        self.seen = []
+        self.seen = Seen([])
+        self.mood = Mood.CALM
         self.lock = __import__("threading").Lock()
 
     def start(self, grid, arrays, num_rounds):
@@ -50,14 +62,21 @@ class Remembering(FedAvg):
 
     def aggregate_train(self, server_round, replies):
         arrays, metrics = super().aggregate_train(server_round, replies)
-        self.seen.append(float(arrays["weight"].numpy().mean()))
-        noise = np.random.normal(size=(2, 3)).astype(np.float32) + np.float32(sum(self.seen))
+        assert isinstance(self.seen, Seen)
+        self.seen.means.append(float(arrays["weight"].numpy().mean()))
+        self.mood = Mood.WILD if self.mood is Mood.CALM else Mood.CALM
+        noise = np.random.normal(size=(2, 3)).astype(np.float32) + np.float32(sum(self.seen.means))
+        noise += np.float32(self.mood is Mood.CALM)
         return ArrayRecord({"weight": Array(arrays["weight"].numpy() + noise)}), metrics
 
 
 app = ServerApp()
 """,
-).replace("import Array, ArrayRecord", "import Array, ArrayRecord, ConfigRecord, MetricRecord")
+).replace(
+    "import numpy as np\nfrom flwr.app import Array, ArrayRecord",
+    "from dataclasses import dataclass\nfrom enum import Enum\n"
+    "import numpy as np\nfrom flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord",
+)
 APPS = {
     "FedAvg": averaging_app(TRAIN),
     "FedAdam": averaging_app(TRAIN, SERVER.replace("FedAvg", "FedAdam")),

@@ -106,6 +106,28 @@ async def test_an_app_that_fails_alone_has_no_rows_either(running: Fleet) -> Non
     assert events[-1].kind is EventKind.FINISHED
 
 
+async def test_a_run_that_fails_behind_its_last_round_has_that_rounds_model(running: Fleet) -> None:
+    """The disk is slow, and the service ends what runs as soon as it hears of the failure."""
+    slow_disk = """
+from hub_service.aggregators import model_file
+
+pieces = model_file._pieces
+
+
+def slow_pieces(*arguments):
+    __import__("time").sleep(1)
+    return pieces(*arguments)
+
+
+model_file._pieces = slow_pieces
+"""
+    server = slow_disk + SERVER + "    raise ValueError('no room for the plots')\n"
+    events = await run(running, server, "fails-at-last")
+    assert [event.kind for event in events[-2:]] == [EventKind.MODEL, EventKind.FAILED]
+    assert events[-2].round == 1
+    np.testing.assert_array_equal(model(running, "fails-at-last"), np.full((2, 3), 1.0, np.float32))
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [

@@ -38,7 +38,11 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert Plan.read(folder) == PLAN
 
 
-def test_a_serverapp_without_a_plan_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_serverapp_without_a_plan_ends_as_one_that_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its service was away, which is no fault of the run's."""
     monkeypatch.setattr(serverapp, "PLAN_PATIENCE_S", 0.0)
-    with pytest.raises(serverapp.RunFailed, match="start the run again"):
-        serverapp.wait_for_plan(tmp_path)
+    monkeypatch.setattr(serverapp, "preload", lambda: None)
+    assert serverapp.follow_plan(tmp_path) == serverapp.GONE
+    assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,7 @@ from tests.fakes.aggregators import (
     OutOfReach,
     RefusingSuperLink,
     SlowToStart,
+    SlowToStartRuns,
     SlowToStop,
     reply,
     sent,
@@ -788,6 +789,32 @@ class TestRestart:
             run = await at.ended(project_id, run_id)
         assert (run.status, run.resumed) == (RunStatus.FINISHED, 1)
         assert "idle" in at.backend.stopped
+
+    async def test_a_service_that_is_killed_while_it_begins_a_run_anew_leaves_that_to_the_next_one(
+        self, tmp_path: Path
+    ) -> None:
+        """SuperLink and ServerApp are up by then, and the ServerApp waits for its plan."""
+        backend, superlink = LosesServerApps(tmp_path / "projects"), SlowToStartRuns()
+        async with Stage(tmp_path, backend, superlink) as at:
+            project_id, run_id = await at.started()
+            at.backend.report(project_id, run_id, FEDERATED, sent(at.node(at.first), 1))
+            await at.until(lambda: at.run(run_id).round == 1, project_id)
+            superlink.may_start.clear()
+            backend.lose(run_id)
+            async with asyncio.timeout(PATIENCE_S):
+                await superlink.asked.wait()
+            backend.exits.clear()
+            await at.kill()
+            for driver in at.reconciler._drivers.values():
+                driver.cancel()
+            await at.looks()
+            superlink.may_start.set()
+            at.reconciler = at.new_reconciler()
+            async with at:
+                await at.until(lambda: len(superlink.runs) == 2, project_id)
+                at.backend.report(project_id, run_id, FINISHED)
+                run = await at.ended(project_id, run_id)
+        assert (run.status, run.resumed) == (RunStatus.FINISHED, 2)
 
     async def test_a_run_that_was_only_asked_for_is_started(self, tmp_path: Path) -> None:
         at = Stage(tmp_path)

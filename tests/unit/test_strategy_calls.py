@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +71,7 @@ class Run:
             self.kept.append(number)
             checkpoints.write(Place(round=number), calls)
 
-        calls = found.calls() if found else Calls()
-        with StrategyCalls(calls, keep, self.results.append).followed():
+        with StrategyCalls(found.calls if found else Calls, keep, self.results.append).followed():
             work()
 
 
@@ -176,16 +177,16 @@ def test_an_apps_own_strategy_with_what_cannot_be_kept(tmp_path: Path) -> None:
         checkpoints.write(Place(round=number), calls)
 
     seed_generators([1])
-    with StrategyCalls(Calls(), lambda *_: None, lambda _: None).followed():
+    with StrategyCalls(Calls, lambda *_: None, lambda _: None).followed():
         work()
     seed_generators([1])
-    with pytest.raises(ProcessLost), StrategyCalls(Calls(), keep, lambda _: None).followed():
+    with pytest.raises(ProcessLost), StrategyCalls(Calls, keep, lambda _: None).followed():
         work(lost_in=3)
     found = checkpoints.read()
     assert found is not None
     assert found.place.round == 2
     assert set(lost) == {"lock"}
-    with StrategyCalls(found.calls(), keep, lambda _: None).followed():
+    with StrategyCalls(found.calls, keep, lambda _: None).followed():
         work()
     undisturbed, disturbed = results
     assert undisturbed.train_metrics_clientapp == disturbed.train_metrics_clientapp
@@ -197,13 +198,13 @@ def test_an_apps_own_strategy_with_what_cannot_be_kept(tmp_path: Path) -> None:
 def test_a_start_that_had_returned_returns_the_same_again(tmp_path: Path) -> None:
     kept: list[Calls] = []
     told: list[ArrayRecord] = []
-    with StrategyCalls(Calls(), lambda calls, _: kept.append(calls), told.append).followed():
+    with StrategyCalls(Calls, lambda calls, _: kept.append(calls), told.append).followed():
         first = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
         first.start(Silent(), arrays_of(1), 1)
         result = first.start(Silent(), arrays_of(2), 1, evaluate_fn=lambda number, _: MetricRecord({"n": number}))
     after = np.random.random()
     np.random.seed(0)
-    with StrategyCalls(kept[-1], lambda *_: None, told.append).followed():
+    with StrategyCalls(lambda: kept[-1], lambda *_: None, told.append).followed():
         again = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
         again.start(Silent(), arrays_of(1), 1)
         assert again.start(Silent(), arrays_of(2), 1) is result
@@ -211,8 +212,66 @@ def test_a_start_that_had_returned_returns_the_same_again(tmp_path: Path) -> Non
     assert not hasattr(Strategy.start, "__wrapped__")
 
 
+OWN_CLASSES = """
+from dataclasses import dataclass
+from enum import Enum
+
+from flwr.serverapp.strategy import FedAvg
+
+
+class Mood(Enum):
+    CALM = 1
+    WILD = 2
+
+
+@dataclass
+class Seen:
+    rounds: list
+
+
+class Own(FedAvg):
+    def __init__(self, lost_in):
+        super().__init__()
+        self.seen, self.mood = Seen([]), Mood.CALM
+        self.lost_in = lambda server_round: server_round == lost_in
+
+    def configure_train(self, server_round, arrays, config, grid):
+        if self.lost_in(server_round):
+            raise KeyboardInterrupt
+        assert isinstance(self.seen, Seen)
+        self.seen.rounds.append(server_round)
+        self.mood = {Mood.CALM: Mood.WILD, Mood.WILD: Mood.CALM}[self.mood]
+        return []
+
+    def configure_evaluate(self, *_):
+        return []
+"""
+
+
+def test_what_is_of_the_apps_own_classes_is_so_after_a_loss_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process loads the app's modules itself, and after the checkpoint is found."""
+    (tmp_path / "own_classes.py").write_text(OWN_CLASSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Run(tmp_path / "run")
+
+    strategies: list[Any] = []
+
+    def work(lost_in: int) -> None:
+        monkeypatch.delitem(sys.modules, "own_classes", raising=False)
+        strategies.append(importlib.import_module("own_classes").Own(lost_in))
+        strategies[-1].start(Silent(), arrays_of(0), 3)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.process(lambda: work(lost_in=3))
+    run.process(lambda: work(lost_in=0))
+    assert strategies[-1].seen.rounds == [1, 2, 3]
+    assert strategies[-1].mood.name == "WILD"
+
+
 def test_an_override_may_return_what_it_likes() -> None:
-    with StrategyCalls(Calls(), lambda *_: None, lambda _: None).followed():
+    with StrategyCalls(Calls, lambda *_: None, lambda _: None).followed():
 
         class Odd(FedAvg):
             def start(self) -> str:  # type: ignore[override]
