@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from federator.contract import ClientState
+from federator.node import Interrupted
+from flwr.cli.install import install_from_fab
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -84,6 +86,28 @@ async def test_bad_sites_are_left_out_and_the_rest_go_on(running: Fleet) -> None
     # Site a's answer alone, halfway between 0 and its target.
     (distance,) = [event.metrics["distance"] for event in replies(events, running.members["a"], "evaluate")]
     assert distance == pytest.approx(0.5)
+
+
+async def test_an_app_that_raises_what_ends_a_thread_ends_no_client(running: Fleet) -> None:
+    """The round goes on with the rest, and the next run has all of them."""
+    app = averaging_app(
+        "import asyncio\n"
+        "class PanicException(BaseException):\n"
+        "    pass\n"
+        "if target > 1:\n"
+        "    raise {2: asyncio.CancelledError, 3: KeyboardInterrupt, 4: PanicException}[int(target)]('stop')"
+    )
+    events = await run(running, app, "base-exceptions")
+    assert events[-1].kind is EventKind.FINISHED
+    texts = {name: replies(events, member)[0].text for name, member in running.members.items()}
+    assert texts.pop("a") == ""
+    assert [text.partition(" (")[0] for text in texts.values()] == [
+        "CancelledError: stop",
+        "KeyboardInterrupt: stop",
+        "PanicException: stop",
+    ]
+    events = await run(running, averaging_app(), "after-base-exceptions")
+    assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
 
 
 async def test_an_app_that_is_not_approved_is_refused_unseen(running: Fleet) -> None:
@@ -271,6 +295,32 @@ async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> No
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].text.startswith(f"no site could train: ModuleNotFoundError: {reason}")
         assert (await it.end_of_run())[-1].kind is EventKind.FAILED
+
+
+@pytest.mark.parametrize("ended_by", [Interrupted, KeyboardInterrupt])
+async def test_an_app_that_was_unpacked_half_is_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: type[BaseException]
+) -> None:
+    """Flower would take the folder that is there for the whole app."""
+    tries = []
+
+    def breaks_off_once(content: bytes, install_dir: Path, skip_prompt: bool) -> Path:
+        folder = install_from_fab(content, install_dir=install_dir, skip_prompt=skip_prompt)
+        tries.append(folder)
+        if len(tries) == 1:
+            next(folder.rglob("client_app.py")).unlink()
+            raise ended_by
+        return folder
+
+    monkeypatch.setattr("federator.node.install_from_fab", breaks_off_once)
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        assert "could not be loaded" in await member.reaches(ClientState.READY)
+        await it.start_run(app, [member], rounds=1)
+        assert [reply.text for reply in replies(await it.end_of_run(), member)] == [""]
 
 
 async def test_what_is_not_the_approved_app_is_not_loaded(tmp_path: Path) -> None:

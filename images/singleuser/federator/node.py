@@ -461,7 +461,7 @@ class Node:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_Result] = loop.create_future()
 
-        def settle(result: _Result | None, error: Exception | None) -> None:
+        def settle(result: _Result | None, error: BaseException | None) -> None:
             if done.done():
                 return
             if error is not None:
@@ -473,7 +473,7 @@ class Node:
             result, trouble = None, None
             try:
                 result = work()
-            except Exception as error:  # noqa: BLE001 - handed on to whoever awaits
+            except BaseException as error:  # noqa: BLE001 - handed on to whoever awaits: it would wait for ever
                 trouble = error
             with contextlib.suppress(RuntimeError):  # the node has stopped meanwhile
                 loop.call_soon_threadsafe(settle, result, trouble)
@@ -503,7 +503,7 @@ class Node:
             return self._explain(error.__cause__ or error)
         except (NotApproved, api.ServiceError) as error:
             return str(error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the libraries' own code
+        except BaseException as error:  # noqa: BLE001 - the libraries' own code: it may raise anything
             _log.exception("the ClientApp's libraries could not be loaded")
             return self._explain(error)
         return ""
@@ -522,7 +522,7 @@ class Node:
         except AppNotLoaded as error:
             code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
             reason = self._explain(error.__cause__ or error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
+        except BaseException as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
             _log.exception("the ClientApp failed")
             reason = self._explain(error)
         return _packed(_error_reply(task.proto, code, reason), time.monotonic() - started)
@@ -581,7 +581,10 @@ class Node:
             self._outputs = outputs_of(tools)
             reference = tools["flwr"]["app"]["components"]["clientapp"]
             app = import_attribute(reference, folder, earlier.folder if earlier else None)
-        except (Exception, SystemExit) as error:
+        except Interrupted:
+            self._remove_unpacked()
+            raise
+        except BaseException as error:
             _log.exception("the ClientApp could not be loaded")
             self._remove_unpacked()
             raise AppNotLoaded from error
