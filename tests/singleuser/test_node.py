@@ -110,6 +110,41 @@ async def test_an_app_that_raises_what_ends_a_thread_ends_no_client(running: Fle
     assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
 
 
+async def test_an_error_that_cannot_be_written_ends_no_client(running: Fleet) -> None:
+    """Bytes that are no text, as in a file's name, and an exception whose own words fail."""
+    app = averaging_app(
+        "class Wordless(Exception):\n"
+        "    def __str__(self):\n"
+        "        raise KeyboardInterrupt\n"
+        "if target == 2:\n"
+        "    raise OSError(b'caf\\xe9.csv'.decode(errors='surrogateescape'))\n"
+        "if target == 3:\n"
+        "    raise Wordless"
+    )
+    events = await run(running, app, "wordless")
+    assert events[-1].kind is EventKind.FINISHED
+    texts = {name: replies(events, member)[0].text for name, member in running.members.items()}
+    assert texts["b"].startswith("OSError: caf\\udce9.csv (tinyapp/client_app.py:")
+    assert texts["c"].startswith("Wordless (tinyapp/client_app.py:")
+    events = await run(running, averaging_app(), "after-wordless")
+    assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
+
+
+async def test_a_message_that_cannot_be_worked_on_is_answered_with_an_error(
+    running: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason; the next one is worked on."""
+
+    def fails(proto: object) -> None:
+        raise ValueError("such a run was not foreseen")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("federator.node.run_from_proto", fails)
+        events = await run(running, averaging_app(), "unforeseen")
+    assert events[-1].text.startswith("no site could train: ValueError: such a run was not foreseen")
+    assert (await run(running, averaging_app(), "foreseen"))[-1].kind is EventKind.FINISHED
+
+
 async def test_an_app_that_is_not_approved_is_refused_unseen(running: Fleet) -> None:
     """The site's answer says so; nothing was imported or unpacked there."""
     marker = running.folder / "ran-at-c"
@@ -295,6 +330,16 @@ async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> No
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].text.startswith(f"no site could train: ModuleNotFoundError: {reason}")
         assert (await it.end_of_run())[-1].kind is EventKind.FAILED
+
+
+async def test_why_an_app_cannot_be_loaded_can_be_reported(tmp_path: Path) -> None:
+    """The service takes UTF-8; the name of a file may be any bytes."""
+    async with fleet(tmp_path) as it:
+        app = fab({"server_app.py": SERVER, "client_app.py": "raise OSError('caf\\udce9.csv')"})
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        assert "OSError: caf\\udce9.csv" in await member.reaches(ClientState.READY)
 
 
 @pytest.mark.parametrize("ended_by", [Interrupted, KeyboardInterrupt])

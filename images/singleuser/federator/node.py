@@ -67,7 +67,7 @@ from federator.approvals import ApprovalCheck, FetchApproved, NobodyAnswers, Not
 from federator.contexts import Ask, RunContexts
 from federator.contract import Assignment, ClientState, Conditions, DeclaredOutput, Env
 from federator.delay import Delay
-from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
+from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, Received, RunEnded
 from federator.framing import Data, size_of
 from federator.outputs import NotDeclared, outputs_of, require_declared
 from federator.parcel import Letter, content_of, halved, letter_of, may_halve, plain_array
@@ -345,16 +345,14 @@ class Node:
                 if time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls
                     await asyncio.sleep(_NO_POLL_S)
                 continue
-            envelope, run, letter, *data = received.parts
-            (proto,) = _parsed(envelope, PullMessagesResponse).messages_list
+            (proto,) = _parsed(received.parts[0], PullMessagesResponse).messages_list
             self._between_runs.clear()
             logs.note(run=str(proto.metadata.run_id), message_id=proto.metadata.message_id)
             _log.info("%s", _describe(proto))
             try:
                 async with self._process:
                     self._report(ClientState.WORKING, _describe(proto))
-                    task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
-                    await self._answer(connection, task, received.body_limit)
+                    await self._work_on(connection, proto, received)
             except RunEnded:
                 _log.info(
                     "run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id
@@ -388,6 +386,19 @@ class Node:
         if fab_hash and (self._loaded is None or self._loaded.fab_hash != fab_hash):
             self._report(state, "Loading the approved app.")
             self._app_trouble = await self._in_worker(partial(self._load_ahead, fab_hash))
+
+    async def _work_on(self, connection: FleetConnection, proto: MessageProto, received: Received) -> None:
+        """Answer a message. What nobody foresaw is an error answer too: the next message may be a better one."""
+        try:
+            _, run, letter, *data = received.parts
+            task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
+            await self._answer(connection, task, received.body_limit)
+        except (KeyRefused, NodeUnknown, RunEnded, FleetError):
+            raise
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.exception("message %s could not be worked on", proto.metadata.message_id)
+            reply = _error_reply(proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, self._explain(error))
+            await self._push(connection, _packed(reply, 0.0))
 
     async def _answer(self, connection: FleetConnection, task: _Task, limit: int) -> None:
         """Run the message and send what comes of it, or an error that says why it cannot be sent."""
@@ -566,8 +577,12 @@ class Node:
         self._blobs = {name: data for name, data in self._blobs.items() if name in but}
 
     def _explain(self, error: BaseException) -> str:
-        line = own_line(error, self._app_folder)
-        return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
+        name, line = type(error).__name__, own_line(error, self._app_folder)
+        try:
+            text = f"{name}: {error}"
+        except BaseException:  # noqa: BLE001 - the app's own code writes it
+            text = name
+        return _sendable(text + (f" ({line})" if line else ""))
 
     def _load(self, fab_hash: str, fab: bytes) -> ClientApp:
         """The app of the hash, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
@@ -693,7 +708,12 @@ def _describe(proto: MessageProto) -> str:
 
 
 def _error_reply(proto: MessageProto, code: int, reason: str) -> Message:
-    return Message(Error(code=code, reason=reason), reply_to=message_from_proto(proto))
+    return Message(Error(code=code, reason=_sendable(reason)), reply_to=message_from_proto(proto))
+
+
+def _sendable(text: str) -> str:
+    """What an app says, as an answer and a report can carry it: it may be anything, and names of files any bytes."""
+    return logs.one_line(text)
 
 
 def _packed(reply: Message, seconds: float, *, half: bool = False) -> _Packed:
