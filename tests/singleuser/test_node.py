@@ -130,6 +130,24 @@ async def test_an_error_that_cannot_be_written_ends_no_client(running: Fleet) ->
     assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
 
 
+async def test_an_error_with_a_long_text_is_sent_once_and_cut(running: Fleet) -> None:
+    """The gateway takes no message without arrays that is as long as this one's text."""
+    trained = running.folder / "long-error"
+    app = averaging_app(
+        "if target == 2:\n"
+        f"    with open({str(trained)!r}, 'a') as file:\n"
+        "        file.write('trained\\n')\n"
+        "    raise RuntimeError('é' * 3_000_000)"
+    )
+    events = await run(running, app, "long-error")
+    assert events[-1].kind is EventKind.FINISHED
+    (reply,) = replies(events, running.members["b"])
+    assert reply.text.startswith("RuntimeError: ééé")
+    assert "é (tinyapp/client_app.py:" in reply.text
+    assert len(reply.text) <= 2000
+    assert trained.read_text().splitlines() == ["trained"]
+
+
 async def test_a_message_that_cannot_be_worked_on_is_answered_with_an_error(
     running: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,9 @@ _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was
 _HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
 _WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
+# Characters of an error answer, and of the exception's own words in it. A longer answer would be refused, and the site
+# would be asked for the same again and again.
+_LONGEST_REASON, _LONGEST_WORDS = 2000, 1500
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
 _Result = TypeVar("_Result")
@@ -582,7 +585,7 @@ class Node:
             text = f"{name}: {error}"
         except BaseException:  # noqa: BLE001 - the app's own code writes it
             text = name
-        return _sendable(text + (f" ({line})" if line else ""))
+        return _sendable(text, _LONGEST_WORDS) + (f" ({line})" if line else "")
 
     def _load(self, fab_hash: str, fab: bytes) -> ClientApp:
         """The app of the hash, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
@@ -711,9 +714,9 @@ def _error_reply(proto: MessageProto, code: int, reason: str) -> Message:
     return Message(Error(code=code, reason=_sendable(reason)), reply_to=message_from_proto(proto))
 
 
-def _sendable(text: str) -> str:
+def _sendable(text: str, longest: int = _LONGEST_REASON) -> str:
     """What an app says, as an answer and a report can carry it: it may be anything, and names of files any bytes."""
-    return logs.one_line(text)
+    return logs.one_line(text[:longest])[:longest]
 
 
 def _packed(reply: Message, seconds: float, *, half: bool = False) -> _Packed:
