@@ -10,7 +10,7 @@ import pytest
 from federator.app_import import NameTaken, forget, import_attribute, import_for_first_use, own_line
 from federator.approvals import MAX_AGE_S, ApprovalCheck, NobodyAnswers, NotApproved, RoundCheck
 from federator.contract import Conditions
-from federator.service_client import NotAllowed, Unreachable
+from federator.service_client import NotAllowed, NotFound, Refused, ServiceError, Unreachable, WrongVersion
 
 
 class Service:
@@ -110,13 +110,34 @@ def test_no_answer_is_no_approval_and_is_not_kept(service: Service) -> None:
     check.require("aa")
 
 
-def test_a_service_that_refuses_to_say_is_no_approval_either() -> None:
+@pytest.mark.parametrize("kind", [NotAllowed, NotFound])
+def test_a_service_that_refuses_to_say_is_no_approval_either(kind: type[ServiceError]) -> None:
     def refuse() -> dict[str, Conditions]:
-        raise NotAllowed("This token has expired.")
+        raise kind("This token has expired.", code="not_allowed")
 
     with pytest.raises(NotApproved, match="could not ask") as refused:
         ApprovalCheck(refuse, lambda: 0.0).require("aa")
     assert not isinstance(refused.value, NobodyAnswers)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NotAllowed("The Hub sends this server to its login page."),  # while its proxy restarts
+        Refused("The service failed.", code="internal"),
+        Refused("The service is asked too often.", code="too_often"),
+        WrongVersion("The service speaks version 9 of its API."),
+    ],
+    ids=str,
+)
+def test_what_is_not_the_services_own_word_is_no_refusal(answer: ServiceError) -> None:
+    """An error answer would not be taken back; who asks again may hear another word."""
+
+    def something_else() -> dict[str, Conditions]:
+        raise answer
+
+    with pytest.raises(NobodyAnswers, match=str(answer)):
+        ApprovalCheck(something_else, lambda: 0.0).require("aa")
 
 
 MakeApp = Callable[[str, str], Path]

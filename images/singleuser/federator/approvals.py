@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from federator.contract import Conditions
-from federator.service_client import ServiceError, Unreachable
+from federator.service_client import NotAllowed, NotFound, ServiceError
 
 MAX_AGE_S = 2.0  # an answer is used for this long, so that a burst of messages asks once
 _KEPT_RUNS = 4
@@ -23,7 +23,8 @@ class NotApproved(Exception):
 
 
 class NobodyAnswers(NotApproved):
-    """The service is away, so the app may not run now. It is no refusal: who waits may ask again."""
+    """The service is away, or something else answers in its place, so the app may not run now. It is no refusal: who
+    waits may ask again."""
 
 
 class ApprovalCheck:
@@ -58,12 +59,14 @@ class ApprovalCheck:
         asked_at = self._clock()
         try:
             self._approved = dict(self._fetch())
-        except Unreachable as error:
-            raise NobodyAnswers(
-                "The service does not answer which app versions are approved, so this site runs none."
-            ) from error
         except ServiceError as error:
-            raise NotApproved("This site could not ask which app versions are approved, so it runs none.") from error
+            if isinstance(error, NotAllowed | NotFound) and error.code:  # the service's own word, which stays
+                raise NotApproved(
+                    "This site could not ask which app versions are approved, so it runs none."
+                ) from error
+            raise NobodyAnswers(
+                f"The service does not answer which app versions are approved, so this site runs none. {error}"
+            ) from error
         self._asked_at = asked_at
 
 
