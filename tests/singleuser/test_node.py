@@ -19,6 +19,8 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.gateway.gateway import Refusal
+from hub_service.gateway.handlers import FleetHandler
 from hub_service.site_stages import Stage
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import (
@@ -290,6 +292,30 @@ async def test_a_hub_that_answers_in_the_gateways_place_is_waited_out(tmp_path: 
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
         assert ClientState.FAILED not in {state for state, _ in member.states}
+
+
+async def test_what_is_refused_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site joins, is sent its message, and its answer arrives: it trained once."""
+    refusals = {"activate-node": [400, 403], "bulk-pull": [400, 403], "bulk-push": [408]}
+    begin = FleetHandler._begin
+
+    def refuse_first(handler: FleetHandler) -> None:
+        waiting = refusals.get(handler.path_args[0])
+        if waiting:
+            raise Refusal(waiting.pop(), "Not this time.")
+        begin(handler)
+
+    monkeypatch.setattr(FleetHandler, "_begin", refuse_first)
+    async with fleet(tmp_path) as it:
+        app = noting_app(
+            tmp_path, "app", f"with open({str(tmp_path / 'app')!r}, 'a') as file:\n    file.write('trained\\n')"
+        )
+        member = it.start_node("a", 1.0, app)
+        await it.start_run(app, [member], rounds=1)
+        events = await it.end_of_run()
+        assert [reply.text for reply in replies(events, member)] == [""]
+        assert noted(tmp_path).count("trained") == 1
+        assert not any(refusals.values())
 
 
 async def test_a_message_waits_for_a_service_that_does_not_say_what_is_approved(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -314,11 +314,22 @@ class Node:
         request = ActivateNodeRequest(public_key=connection.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         wait = 0.0
         while True:
-            body = await connection.exchange("activate-node", request.SerializeToString(), wait)
+            ask = partial(connection.exchange, "activate-node", request.SerializeToString(), wait)
+            body = await self._until_granted(ask)
             self._report_waiting("Waiting for a run.")
             if body:
                 return int(_parsed(body, ActivateNodeResponse).node_id)
             wait = POLL_S
+
+    async def _until_granted(self, ask: Callable[[], Awaitable[_Result]]) -> _Result:
+        """What comes of `ask`, which the gateway may refuse for what passes: a run that has just ended."""
+        delay = Delay(random.random)
+        while True:
+            try:
+                return await ask()
+            except (RunEnded, FleetError) as refusal:
+                self._trouble("The Hub refuses what this client asks", str(refusal))
+                await asyncio.sleep(delay.next())
 
     async def _send_heartbeats(self, connection: FleetConnection) -> None:
         """While a message is worked on: say that this node is there, by long polls. Raises KeyRefused once its right
@@ -340,7 +351,8 @@ class Node:
         request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
         while True:
             asked_at = time.monotonic()
-            received = await connection.pull(request, self._blobs, POLL_S, self._note_message)
+            ask = partial(connection.pull, request, self._blobs, POLL_S, self._note_message)
+            received = await self._until_granted(ask)
             if not received.parts:
                 self._busy.clear()
                 self._between_runs.set()
