@@ -6,12 +6,14 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from federator.contract import ClientState
+from federator.fleet import FleetConnection
+from federator.framing import Data
 from federator.node import Interrupted
 from flwr.cli.install import install_from_fab
 from tornado.httpserver import HTTPServer
@@ -517,18 +519,21 @@ async def test_a_node_whose_right_has_ended_stops_computing(tmp_path: Path) -> N
         assert time.monotonic() - begun < 5
 
 
+# What the answers of `averaging_app` hold.
+DECLARED = (
+    '[tool.federator.outputs.train.arrays.arrays]\nweight = "float32[2,3]"\n'
+    '[tool.federator.outputs.train.metrics.metrics]\nloss = "number"\ntrained = "number"\nnum-examples = "number"\n'
+    '[tool.federator.outputs.evaluate.metrics.metrics]\ndistance = "number"\nnum-examples = "number"\n'
+)
+
+
 async def test_an_answer_that_was_not_declared_stays_at_the_site(tmp_path: Path) -> None:
     """The declaration is in the approved app; b's answer holds a key that no trial has seen."""
-    declared = (
-        '[tool.federator.outputs.train.arrays.arrays]\nweight = "float32[2,3]"\n'
-        '[tool.federator.outputs.train.metrics.metrics]\nloss = "number"\ntrained = "number"\nnum-examples = "number"\n'
-        '[tool.federator.outputs.evaluate.metrics.metrics]\ndistance = "number"\nnum-examples = "number"\n'
-    )
     client = CLIENT.format(train="").replace(
         'ArrayRecord({"weight": Array(weight)})',
         'ArrayRecord({"weight": Array(weight), **({"patients": Array(weight)} if target == 2 else {})})',
     )
-    app = fab({"server_app.py": SERVER, "client_app.py": client}, config=declared)
+    app = fab({"server_app.py": SERVER, "client_app.py": client}, config=DECLARED)
     async with fleet(tmp_path) as it:
         for name, target in (("a", 1.0), ("b", 2.0)):
             member = it.start_node(name, target, app)
@@ -564,3 +569,42 @@ async def test_a_site_whose_clock_is_wrong_takes_part(
         events = await it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED
         assert [event.text for event in replies(events, member)] == ["", ""]
+
+
+async def test_no_error_carries_out_what_was_not_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in an exception's words, an error answer of the app's own, an answer's metadata, or a key's name."""
+    sent: list[bytes] = []
+    push = FleetConnection.push
+
+    async def push_and_note(connection: FleetConnection, parts: Sequence[Data]) -> None:
+        sent.extend(bytes(part) for part in parts)
+        await push(connection, parts)
+
+    monkeypatch.setattr(FleetConnection, "push", push_and_note)
+    app = averaging_app(
+        "from flwr.app import Error\n"
+        "row = 'patient 17, ' * 20\n"
+        "if target == 1:\n"
+        "    raise RuntimeError(row)\n"
+        "if target == 2:\n"
+        "    return Message(Error(0, row), reply_to=message)\n"
+        "if target == 3:\n"
+        "    message.metadata.group_id = row\n"
+        "if target == 4:\n"
+        "    return Message(RecordDict({'m': MetricRecord({' ' * 100 + row: 1})}), reply_to=message)",
+        config=DECLARED,
+    )
+    async with fleet(tmp_path) as it:
+        members = {name: it.start_node(name, target, app) for name, target in TARGETS.items()}
+        await it.start_run(app, list(members.values()), rounds=1)
+        events = await it.end_of_run()
+        texts = {name: replies(events, member)[0].text for name, member in members.items()}
+        assert texts["a"].startswith("RuntimeError (tinyapp/client_app.py:")
+        assert texts["b"] == "AnsweredWithError: the site's own log has the rest"
+        assert texts["c"] == ""
+        assert "it is not declared" in texts["d"]
+        assert b"patient 17" not in b"".join(sent)
+        assert "patient 17" not in str([member.states for member in members.values()])
+    assert "RuntimeError: patient 17" in caplog.text

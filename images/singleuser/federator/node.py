@@ -85,9 +85,9 @@ _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was
 _HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
 _WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
-# Characters of an error answer, and of the exception's own words in it. A longer answer would be refused, and the site
-# would be asked for the same again and again.
-_LONGEST_REASON, _LONGEST_WORDS = 2000, 1500
+# Characters of an error answer, of the exception's own words in it, and of its kind and place. A longer answer would be
+# refused, and the site would be asked for the same again and again.
+_LONGEST_REASON, _LONGEST_WORDS, _LONGEST_PLACE = 2000, 1500, 200
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
 _Result = TypeVar("_Result")
@@ -95,6 +95,10 @@ _Result = TypeVar("_Result")
 
 class AppNotLoaded(Exception):
     """The app could not be unpacked or imported, for the reason that it was raised from."""
+
+
+class AnsweredWithError(Exception):
+    """The app made an error answer itself, with this reason."""
 
 
 class Interrupted(BaseException):
@@ -574,9 +578,11 @@ class Node:
         reply = app(message=message, context=self._context(task, fab, _asked(message)))
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with {type(reply).__name__}, not with a Message")
-        if reply.has_content():
-            require_declared(self._outputs, reply.metadata.message_type, reply.content)
-        return reply
+        if reply.has_error():
+            raise AnsweredWithError(reply.error.reason)
+        require_declared(self._outputs, task.proto.metadata.message_type, reply.content)
+        # Metadata of our own: nothing was declared of the app's.
+        return Message(reply.content, reply_to=message_from_proto(task.proto))
 
     def _take_blob(self, arrived: Iterator[bytes], name: str, count: int) -> Sequence[bytes]:
         """The blob's data, from before or out of what has arrived: it is sent to a node once."""
@@ -592,12 +598,17 @@ class Node:
         self._blobs = {name: data for name, data in self._blobs.items() if name in but}
 
     def _explain(self, error: BaseException) -> str:
+        """What leaves the site of an app's exception. Its words may be data: where the app declares what it lets out,
+        only the exception's kind and place leave."""
         name, line = type(error).__name__, own_line(error, self._app_folder)
+        where = f" ({line})" if line else ""
+        if self._outputs:
+            return f"{_sendable(name + where, _LONGEST_PLACE)}: the site's own log has the rest"
         try:
             text = f"{name}: {error}"
         except BaseException:  # noqa: BLE001 - the app's own code writes it
             text = name
-        return _sendable(text, _LONGEST_WORDS) + (f" ({line})" if line else "")
+        return _sendable(text, _LONGEST_WORDS) + where
 
     def _load(self, fab_hash: str, fab: bytes) -> ClientApp:
         """The app of the hash, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
