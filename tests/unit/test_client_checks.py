@@ -12,6 +12,8 @@ from federator.approvals import MAX_AGE_S, ApprovalCheck, NobodyAnswers, NotAppr
 from federator.contract import Conditions
 from federator.service_client import NotAllowed, NotFound, Refused, ServiceError, Unreachable, WrongVersion
 
+BEGUN = "2026-11-28T12:00:00+00:00"  # when an aggregator took a run
+
 
 class Service:
     """Answers what is approved; counts how often it was asked; can be away."""
@@ -55,25 +57,43 @@ def test_rounds_beyond_the_stewards_limit_are_refused_at_the_site() -> None:
     rounds, two = RoundCheck(), Conditions(most_rounds=2)
     for run_id in (7, 8):
         for name in ("1", "1", "2"):  # once more where the site trains alone, too
-            rounds.require(two, run_id, "train", name)
-        rounds.require(two, run_id, "evaluate", "3")
+            rounds.require(two, run_id, BEGUN, "train", name)
+        rounds.require(two, run_id, BEGUN, "evaluate", "3")
     with pytest.raises(NotApproved, match="2 rounds at most"):
-        rounds.require(two, 7, "train.other", "3")
-    rounds.require(Conditions(), 9, "train", "1")
+        rounds.require(two, 7, BEGUN, "train.other", "3")
+    rounds.require(Conditions(), 9, BEGUN, "train", "1")
 
 
 def test_an_app_that_names_all_its_rounds_alike_is_counted_by_messages() -> None:
     rounds, one = RoundCheck(), Conditions(most_rounds=1)
     for _ in range(2):
-        rounds.require(one, 7, "train", "")
+        rounds.require(one, 7, BEGUN, "train", "")
     with pytest.raises(NotApproved, match="1 round at most"):
-        rounds.require(one, 7, "train", "")
+        rounds.require(one, 7, BEGUN, "train", "")
+
+
+def test_a_round_that_is_asked_again_after_an_aggregators_loss_counts_once() -> None:
+    """Else a run of the three rounds that are allowed, with each site alone, would be refused its last one."""
+    rounds, three = RoundCheck(), Conditions(most_rounds=3)
+    for name in ("1", "2"):
+        rounds.require(three, 7, BEGUN, "train", name)
+    for name in ("2", "3", "1", "2", "3"):
+        rounds.require(three, 7, "begun anew", "train", name)
+    with pytest.raises(NotApproved, match="3 rounds at most"):
+        rounds.require(three, 7, "begun anew", "train", "3")
+
+
+def test_an_aggregator_that_goes_on_with_another_round_takes_nothing_back() -> None:
+    rounds, one = RoundCheck(), Conditions(most_rounds=1)
+    rounds.require(one, 7, BEGUN, "train", "1")
+    with pytest.raises(NotApproved, match="1 round at most"):
+        rounds.require(one, 7, "begun anew", "train", "2")
 
 
 def test_counts_of_old_runs_are_forgotten() -> None:
     rounds, one = RoundCheck(), Conditions(most_rounds=1)
     for run_id in (1, 2, 3, 4, 5, 1):
-        rounds.require(one, run_id, "train", str(run_id))
+        rounds.require(one, run_id, BEGUN, "train", str(run_id))
 
 
 def test_an_answer_is_used_for_a_short_while(service: Service) -> None:

@@ -440,7 +440,9 @@ class Node:
         try:
             conditions = await self._conditions(task.run.fab_hash)
             metadata = task.proto.metadata
-            self._rounds.require(conditions, metadata.run_id, metadata.message_type, metadata.group_id)
+            self._rounds.require(
+                conditions, metadata.run_id, task.run.pending_at, metadata.message_type, metadata.group_id
+            )
             fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
             return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
