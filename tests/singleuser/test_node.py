@@ -6,17 +6,23 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from federator.contract import ClientState
+from federator.fleet import FleetConnection
+from federator.framing import Data
+from federator.node import Interrupted
+from flwr.cli.install import install_from_fab
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.gateway.gateway import Refusal
+from hub_service.gateway.handlers import FleetHandler
 from hub_service.site_stages import Stage
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import (
@@ -84,6 +90,81 @@ async def test_bad_sites_are_left_out_and_the_rest_go_on(running: Fleet) -> None
     # Site a's answer alone, halfway between 0 and its target.
     (distance,) = [event.metrics["distance"] for event in replies(events, running.members["a"], "evaluate")]
     assert distance == pytest.approx(0.5)
+
+
+async def test_an_app_that_raises_what_ends_a_thread_ends_no_client(running: Fleet) -> None:
+    """The round goes on with the rest, and the next run has all of them."""
+    app = averaging_app(
+        "import asyncio\n"
+        "class PanicException(BaseException):\n"
+        "    pass\n"
+        "if target > 1:\n"
+        "    raise {2: asyncio.CancelledError, 3: KeyboardInterrupt, 4: PanicException}[int(target)]('stop')"
+    )
+    events = await run(running, app, "base-exceptions")
+    assert events[-1].kind is EventKind.FINISHED
+    texts = {name: replies(events, member)[0].text for name, member in running.members.items()}
+    assert texts.pop("a") == ""
+    assert [text.partition(" (")[0] for text in texts.values()] == [
+        "CancelledError: stop",
+        "KeyboardInterrupt: stop",
+        "PanicException: stop",
+    ]
+    events = await run(running, averaging_app(), "after-base-exceptions")
+    assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
+
+
+async def test_an_error_that_cannot_be_written_ends_no_client(running: Fleet) -> None:
+    """Bytes that are no text, as in a file's name, and an exception whose own words fail."""
+    app = averaging_app(
+        "class Wordless(Exception):\n"
+        "    def __str__(self):\n"
+        "        raise KeyboardInterrupt\n"
+        "if target == 2:\n"
+        "    raise OSError(b'caf\\xe9.csv'.decode(errors='surrogateescape'))\n"
+        "if target == 3:\n"
+        "    raise Wordless"
+    )
+    events = await run(running, app, "wordless")
+    assert events[-1].kind is EventKind.FINISHED
+    texts = {name: replies(events, member)[0].text for name, member in running.members.items()}
+    assert texts["b"].startswith("OSError: caf\\udce9.csv (tinyapp/client_app.py:")
+    assert texts["c"].startswith("Wordless (tinyapp/client_app.py:")
+    events = await run(running, averaging_app(), "after-wordless")
+    assert [replies(events, member)[0].text for member in running.members.values()] == [""] * 4
+
+
+async def test_an_error_with_a_long_text_is_sent_once_and_cut(running: Fleet) -> None:
+    """The gateway takes no message without arrays that is as long as this one's text."""
+    trained = running.folder / "long-error"
+    app = averaging_app(
+        "if target == 2:\n"
+        f"    with open({str(trained)!r}, 'a') as file:\n"
+        "        file.write('trained\\n')\n"
+        "    raise RuntimeError('é' * 3_000_000)"
+    )
+    events = await run(running, app, "long-error")
+    assert events[-1].kind is EventKind.FINISHED
+    (reply,) = replies(events, running.members["b"])
+    assert reply.text.startswith("RuntimeError: ééé")
+    assert "é (tinyapp/client_app.py:" in reply.text
+    assert len(reply.text) <= 2000
+    assert trained.read_text().splitlines() == ["trained"]
+
+
+async def test_a_message_that_cannot_be_worked_on_is_answered_with_an_error(
+    running: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason; the next one is worked on."""
+
+    def fails(proto: object) -> None:
+        raise ValueError("such a run was not foreseen")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("federator.node.run_from_proto", fails)
+        events = await run(running, averaging_app(), "unforeseen")
+    assert events[-1].text.startswith("no site could train: ValueError: such a run was not foreseen")
+    assert (await run(running, averaging_app(), "foreseen"))[-1].kind is EventKind.FINISHED
 
 
 async def test_an_app_that_is_not_approved_is_refused_unseen(running: Fleet) -> None:
@@ -215,6 +296,30 @@ async def test_a_hub_that_answers_in_the_gateways_place_is_waited_out(tmp_path: 
         assert ClientState.FAILED not in {state for state, _ in member.states}
 
 
+async def test_what_is_refused_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site joins, is sent its message, and its answer arrives: it trained once."""
+    refusals = {"activate-node": [400, 403], "bulk-pull": [400, 403], "bulk-push": [408]}
+    begin = FleetHandler._begin
+
+    def refuse_first(handler: FleetHandler) -> None:
+        waiting = refusals.get(handler.path_args[0])
+        if waiting:
+            raise Refusal(waiting.pop(), "Not this time.")
+        begin(handler)
+
+    monkeypatch.setattr(FleetHandler, "_begin", refuse_first)
+    async with fleet(tmp_path) as it:
+        app = noting_app(
+            tmp_path, "app", f"with open({str(tmp_path / 'app')!r}, 'a') as file:\n    file.write('trained\\n')"
+        )
+        member = it.start_node("a", 1.0, app)
+        await it.start_run(app, [member], rounds=1)
+        events = await it.end_of_run()
+        assert [reply.text for reply in replies(events, member)] == [""]
+        assert noted(tmp_path).count("trained") == 1
+        assert not any(refusals.values())
+
+
 async def test_a_message_waits_for_a_service_that_does_not_say_what_is_approved(tmp_path: Path) -> None:
     """It may be restarting. An error answer of every site would end the run."""
     async with fleet(tmp_path) as it:
@@ -271,6 +376,42 @@ async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> No
         await it.start_run(app, [member], rounds=1)
         assert (await it.end_of_run())[-1].text.startswith(f"no site could train: ModuleNotFoundError: {reason}")
         assert (await it.end_of_run())[-1].kind is EventKind.FAILED
+
+
+async def test_why_an_app_cannot_be_loaded_can_be_reported(tmp_path: Path) -> None:
+    """The service takes UTF-8; the name of a file may be any bytes."""
+    async with fleet(tmp_path) as it:
+        app = fab({"server_app.py": SERVER, "client_app.py": "raise OSError('caf\\udce9.csv')"})
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        assert "OSError: caf\\udce9.csv" in await member.reaches(ClientState.READY)
+
+
+@pytest.mark.parametrize("ended_by", [Interrupted, KeyboardInterrupt])
+async def test_an_app_that_was_unpacked_half_is_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: type[BaseException]
+) -> None:
+    """Flower would take the folder that is there for the whole app."""
+    tries = []
+
+    def breaks_off_once(content: bytes, install_dir: Path, skip_prompt: bool) -> Path:
+        folder = install_from_fab(content, install_dir=install_dir, skip_prompt=skip_prompt)
+        tries.append(folder)
+        if len(tries) == 1:
+            next(folder.rglob("client_app.py")).unlink()
+            raise ended_by
+        return folder
+
+    monkeypatch.setattr("federator.node.install_from_fab", breaks_off_once)
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        member = it.admit("a", 1.0)
+        member.prepare(member.approve(app))
+        member.start(it.address, tmp_path)
+        assert "could not be loaded" in await member.reaches(ClientState.READY)
+        await it.start_run(app, [member], rounds=1)
+        assert [reply.text for reply in replies(await it.end_of_run(), member)] == [""]
 
 
 async def test_what_is_not_the_approved_app_is_not_loaded(tmp_path: Path) -> None:
@@ -378,18 +519,21 @@ async def test_a_node_whose_right_has_ended_stops_computing(tmp_path: Path) -> N
         assert time.monotonic() - begun < 5
 
 
+# What the answers of `averaging_app` hold.
+DECLARED = (
+    '[tool.federator.outputs.train.arrays.arrays]\nweight = "float32[2,3]"\n'
+    '[tool.federator.outputs.train.metrics.metrics]\nloss = "number"\ntrained = "number"\nnum-examples = "number"\n'
+    '[tool.federator.outputs.evaluate.metrics.metrics]\ndistance = "number"\nnum-examples = "number"\n'
+)
+
+
 async def test_an_answer_that_was_not_declared_stays_at_the_site(tmp_path: Path) -> None:
     """The declaration is in the approved app; b's answer holds a key that no trial has seen."""
-    declared = (
-        '[tool.federator.outputs.train.arrays.arrays]\nweight = "float32[2,3]"\n'
-        '[tool.federator.outputs.train.metrics.metrics]\nloss = "number"\ntrained = "number"\nnum-examples = "number"\n'
-        '[tool.federator.outputs.evaluate.metrics.metrics]\ndistance = "number"\nnum-examples = "number"\n'
-    )
     client = CLIENT.format(train="").replace(
         'ArrayRecord({"weight": Array(weight)})',
         'ArrayRecord({"weight": Array(weight), **({"patients": Array(weight)} if target == 2 else {})})',
     )
-    app = fab({"server_app.py": SERVER, "client_app.py": client}, config=declared)
+    app = fab({"server_app.py": SERVER, "client_app.py": client}, config=DECLARED)
     async with fleet(tmp_path) as it:
         for name, target in (("a", 1.0), ("b", 2.0)):
             member = it.start_node(name, target, app)
@@ -425,3 +569,42 @@ async def test_a_site_whose_clock_is_wrong_takes_part(
         events = await it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED
         assert [event.text for event in replies(events, member)] == ["", ""]
+
+
+async def test_no_error_carries_out_what_was_not_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in an exception's words, an error answer of the app's own, an answer's metadata, or a key's name."""
+    sent: list[bytes] = []
+    push = FleetConnection.push
+
+    async def push_and_note(connection: FleetConnection, parts: Sequence[Data]) -> None:
+        sent.extend(bytes(part) for part in parts)
+        await push(connection, parts)
+
+    monkeypatch.setattr(FleetConnection, "push", push_and_note)
+    app = averaging_app(
+        "from flwr.app import Error\n"
+        "row = 'patient 17, ' * 20\n"
+        "if target == 1:\n"
+        "    raise RuntimeError(row)\n"
+        "if target == 2:\n"
+        "    return Message(Error(0, row), reply_to=message)\n"
+        "if target == 3:\n"
+        "    message.metadata.group_id = row\n"
+        "if target == 4:\n"
+        "    return Message(RecordDict({'m': MetricRecord({' ' * 100 + row: 1})}), reply_to=message)",
+        config=DECLARED,
+    )
+    async with fleet(tmp_path) as it:
+        members = {name: it.start_node(name, target, app) for name, target in TARGETS.items()}
+        await it.start_run(app, list(members.values()), rounds=1)
+        events = await it.end_of_run()
+        texts = {name: replies(events, member)[0].text for name, member in members.items()}
+        assert texts["a"].startswith("RuntimeError (tinyapp/client_app.py:")
+        assert texts["b"] == "AnsweredWithError: the site's own log has the rest"
+        assert texts["c"] == ""
+        assert "it is not declared" in texts["d"]
+        assert b"patient 17" not in b"".join(sent)
+        assert "patient 17" not in str([member.states for member in members.values()])
+    assert "RuntimeError: patient 17" in caplog.text

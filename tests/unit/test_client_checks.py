@@ -10,7 +10,9 @@ import pytest
 from federator.app_import import NameTaken, forget, import_attribute, import_for_first_use, own_line
 from federator.approvals import MAX_AGE_S, ApprovalCheck, NobodyAnswers, NotApproved, RoundCheck
 from federator.contract import Conditions
-from federator.service_client import NotAllowed, Unreachable
+from federator.service_client import NotAllowed, NotFound, Refused, ServiceError, Unreachable, WrongVersion
+
+BEGUN = "2026-11-28T12:00:00+00:00"  # when an aggregator took a run
 
 
 class Service:
@@ -55,25 +57,43 @@ def test_rounds_beyond_the_stewards_limit_are_refused_at_the_site() -> None:
     rounds, two = RoundCheck(), Conditions(most_rounds=2)
     for run_id in (7, 8):
         for name in ("1", "1", "2"):  # once more where the site trains alone, too
-            rounds.require(two, run_id, "train", name)
-        rounds.require(two, run_id, "evaluate", "3")
+            rounds.require(two, run_id, BEGUN, "train", name)
+        rounds.require(two, run_id, BEGUN, "evaluate", "3")
     with pytest.raises(NotApproved, match="2 rounds at most"):
-        rounds.require(two, 7, "train.other", "3")
-    rounds.require(Conditions(), 9, "train", "1")
+        rounds.require(two, 7, BEGUN, "train.other", "3")
+    rounds.require(Conditions(), 9, BEGUN, "train", "1")
 
 
 def test_an_app_that_names_all_its_rounds_alike_is_counted_by_messages() -> None:
     rounds, one = RoundCheck(), Conditions(most_rounds=1)
     for _ in range(2):
-        rounds.require(one, 7, "train", "")
+        rounds.require(one, 7, BEGUN, "train", "")
     with pytest.raises(NotApproved, match="1 round at most"):
-        rounds.require(one, 7, "train", "")
+        rounds.require(one, 7, BEGUN, "train", "")
+
+
+def test_a_round_that_is_asked_again_after_an_aggregators_loss_counts_once() -> None:
+    """Else a run of the three rounds that are allowed, with each site alone, would be refused its last one."""
+    rounds, three = RoundCheck(), Conditions(most_rounds=3)
+    for name in ("1", "2"):
+        rounds.require(three, 7, BEGUN, "train", name)
+    for name in ("2", "3", "1", "2", "3"):
+        rounds.require(three, 7, "begun anew", "train", name)
+    with pytest.raises(NotApproved, match="3 rounds at most"):
+        rounds.require(three, 7, "begun anew", "train", "3")
+
+
+def test_an_aggregator_that_goes_on_with_another_round_takes_nothing_back() -> None:
+    rounds, one = RoundCheck(), Conditions(most_rounds=1)
+    rounds.require(one, 7, BEGUN, "train", "1")
+    with pytest.raises(NotApproved, match="1 round at most"):
+        rounds.require(one, 7, "begun anew", "train", "2")
 
 
 def test_counts_of_old_runs_are_forgotten() -> None:
     rounds, one = RoundCheck(), Conditions(most_rounds=1)
     for run_id in (1, 2, 3, 4, 5, 1):
-        rounds.require(one, run_id, "train", str(run_id))
+        rounds.require(one, run_id, BEGUN, "train", str(run_id))
 
 
 def test_an_answer_is_used_for_a_short_while(service: Service) -> None:
@@ -110,13 +130,34 @@ def test_no_answer_is_no_approval_and_is_not_kept(service: Service) -> None:
     check.require("aa")
 
 
-def test_a_service_that_refuses_to_say_is_no_approval_either() -> None:
+@pytest.mark.parametrize("kind", [NotAllowed, NotFound])
+def test_a_service_that_refuses_to_say_is_no_approval_either(kind: type[ServiceError]) -> None:
     def refuse() -> dict[str, Conditions]:
-        raise NotAllowed("This token has expired.")
+        raise kind("This token has expired.", code="not_allowed")
 
     with pytest.raises(NotApproved, match="could not ask") as refused:
         ApprovalCheck(refuse, lambda: 0.0).require("aa")
     assert not isinstance(refused.value, NobodyAnswers)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NotAllowed("The Hub sends this server to its login page."),  # while its proxy restarts
+        Refused("The service failed.", code="internal"),
+        Refused("The service is asked too often.", code="too_often"),
+        WrongVersion("The service speaks version 9 of its API."),
+    ],
+    ids=str,
+)
+def test_what_is_not_the_services_own_word_is_no_refusal(answer: ServiceError) -> None:
+    """An error answer would not be taken back; who asks again may hear another word."""
+
+    def something_else() -> dict[str, Conditions]:
+        raise answer
+
+    with pytest.raises(NobodyAnswers, match=str(answer)):
+        ApprovalCheck(something_else, lambda: 0.0).require("aa")
 
 
 MakeApp = Callable[[str, str], Path]

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from federator.contract import Conditions
-from federator.service_client import ServiceError, Unreachable
+from federator.service_client import NotAllowed, NotFound, ServiceError
 
 MAX_AGE_S = 2.0  # an answer is used for this long, so that a burst of messages asks once
 _KEPT_RUNS = 4
@@ -23,7 +23,8 @@ class NotApproved(Exception):
 
 
 class NobodyAnswers(NotApproved):
-    """The service is away, so the app may not run now. It is no refusal: who waits may ask again."""
+    """The service is away, or something else answers in its place, so the app may not run now. It is no refusal: who
+    waits may ask again."""
 
 
 class ApprovalCheck:
@@ -58,12 +59,14 @@ class ApprovalCheck:
         asked_at = self._clock()
         try:
             self._approved = dict(self._fetch())
-        except Unreachable as error:
-            raise NobodyAnswers(
-                "The service does not answer which app versions are approved, so this site runs none."
-            ) from error
         except ServiceError as error:
-            raise NotApproved("This site could not ask which app versions are approved, so it runs none.") from error
+            if isinstance(error, NotAllowed | NotFound) and error.code:  # the service's own word, which stays
+                raise NotApproved(
+                    "This site could not ask which app versions are approved, so it runs none."
+                ) from error
+            raise NobodyAnswers(
+                f"The service does not answer which app versions are approved, so this site runs none. {error}"
+            ) from error
         self._asked_at = asked_at
 
 
@@ -71,20 +74,30 @@ class RoundCheck:
     """Counts the rounds in which each run trains here, and refuses those beyond what the steward allows.
 
     The project's app names its rounds itself, so the messages are counted, too. Where a run compares with each site
-    alone, a round comes twice: once for the federation, once for the site.
+    alone, a round comes twice: once for the federation, once for the site. An aggregator that was lost and begun anew
+    asks for its open round again, which is counted once.
     """
 
     def __init__(self) -> None:
         self._trained: OrderedDict[int, list[str]] = OrderedDict()  # names of rounds, by run
+        self._pending_at: dict[int, str] = {}  # by run
 
-    def require(self, conditions: Conditions, run_id: int, message_type: str, round_name: str) -> None:
-        """Return if the run may work on this message. Raises NotApproved."""
+    def require(self, conditions: Conditions, run_id: int, pending_at: str, message_type: str, round_name: str) -> None:
+        """Return if the run may work on this message. Raises NotApproved.
+
+        Args:
+            pending_at: when the aggregator took the run: another time, another aggregator.
+        """
         if message_type.partition(".")[0] != "train":
             return
         trained = self._trained.setdefault(run_id, [])
+        if self._pending_at.get(run_id) != pending_at and trained[-1:] == [round_name]:
+            trained.pop()
+        self._pending_at[run_id] = pending_at
         trained.append(round_name)
         while len(self._trained) > _KEPT_RUNS:
-            self._trained.popitem(last=False)
+            oldest, _ = self._trained.popitem(last=False)
+            del self._pending_at[oldest]
         most = conditions.most_rounds
         if most is not None and (len(set(trained)) > most or len(trained) > 2 * most):
             rounds = "1 round" if most == 1 else f"{most} rounds"

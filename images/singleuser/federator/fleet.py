@@ -53,7 +53,8 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
 _LONGEST_TOLD_S = 60  # of a Retry-After that is heeded
 _CLOCK_TOLERANCE_S = 4.0  # Flower takes no time that is five seconds ahead; a Date has whole seconds
 _MEDIA_TYPE = "application/protobuf"
-_AGAIN = frozenset({404, 429, 500, 502, 503, 504, 507})  # 404: the Hub's proxy while the service restarts
+# 404: the Hub's proxy while the service restarts; 408: the link was silent in the middle of a body.
+_AGAIN = frozenset({404, 408, 429, 500, 502, 503, 504, 507})
 _LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
 _PIECE = 1024 * 1024  # bytes that are handed to the connection, or taken from it, at once
 

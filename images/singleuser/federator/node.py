@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -67,7 +67,7 @@ from federator.approvals import ApprovalCheck, FetchApproved, NobodyAnswers, Not
 from federator.contexts import Ask, RunContexts
 from federator.contract import Assignment, ClientState, Conditions, DeclaredOutput, Env
 from federator.delay import Delay
-from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, RunEnded
+from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, Received, RunEnded
 from federator.framing import Data, size_of
 from federator.outputs import NotDeclared, outputs_of, require_declared
 from federator.parcel import Letter, content_of, halved, letter_of, may_halve, plain_array
@@ -85,6 +85,9 @@ _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was
 _HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
 _WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
+# Characters of an error answer, of the exception's own words in it, and of its kind and place. A longer answer would be
+# refused, and the site would be asked for the same again and again.
+_LONGEST_REASON, _LONGEST_WORDS, _LONGEST_PLACE = 2000, 1500, 200
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
 _Result = TypeVar("_Result")
@@ -92,6 +95,10 @@ _Result = TypeVar("_Result")
 
 class AppNotLoaded(Exception):
     """The app could not be unpacked or imported, for the reason that it was raised from."""
+
+
+class AnsweredWithError(Exception):
+    """The app made an error answer itself, with this reason."""
 
 
 class Interrupted(BaseException):
@@ -311,11 +318,22 @@ class Node:
         request = ActivateNodeRequest(public_key=connection.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         wait = 0.0
         while True:
-            body = await connection.exchange("activate-node", request.SerializeToString(), wait)
+            ask = partial(connection.exchange, "activate-node", request.SerializeToString(), wait)
+            body = await self._until_granted(ask)
             self._report_waiting("Waiting for a run.")
             if body:
                 return int(_parsed(body, ActivateNodeResponse).node_id)
             wait = POLL_S
+
+    async def _until_granted(self, ask: Callable[[], Awaitable[_Result]]) -> _Result:
+        """What comes of `ask`, which the gateway may refuse for what passes: a run that has just ended."""
+        delay = Delay(random.random)
+        while True:
+            try:
+                return await ask()
+            except (RunEnded, FleetError) as refusal:
+                self._trouble("The Hub refuses what this client asks", str(refusal))
+                await asyncio.sleep(delay.next())
 
     async def _send_heartbeats(self, connection: FleetConnection) -> None:
         """While a message is worked on: say that this node is there, by long polls. Raises KeyRefused once its right
@@ -337,7 +355,8 @@ class Node:
         request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
         while True:
             asked_at = time.monotonic()
-            received = await connection.pull(request, self._blobs, POLL_S, self._note_message)
+            ask = partial(connection.pull, request, self._blobs, POLL_S, self._note_message)
+            received = await self._until_granted(ask)
             if not received.parts:
                 self._busy.clear()
                 self._between_runs.set()
@@ -345,16 +364,14 @@ class Node:
                 if time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls
                     await asyncio.sleep(_NO_POLL_S)
                 continue
-            envelope, run, letter, *data = received.parts
-            (proto,) = _parsed(envelope, PullMessagesResponse).messages_list
+            (proto,) = _parsed(received.parts[0], PullMessagesResponse).messages_list
             self._between_runs.clear()
             logs.note(run=str(proto.metadata.run_id), message_id=proto.metadata.message_id)
             _log.info("%s", _describe(proto))
             try:
                 async with self._process:
                     self._report(ClientState.WORKING, _describe(proto))
-                    task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
-                    await self._answer(connection, task, received.body_limit)
+                    await self._work_on(connection, proto, received)
             except RunEnded:
                 _log.info(
                     "run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id
@@ -389,6 +406,19 @@ class Node:
             self._report(state, "Loading the approved app.")
             self._app_trouble = await self._in_worker(partial(self._load_ahead, fab_hash))
 
+    async def _work_on(self, connection: FleetConnection, proto: MessageProto, received: Received) -> None:
+        """Answer a message. What nobody foresaw is an error answer too: the next message may be a better one."""
+        try:
+            _, run, letter, *data = received.parts
+            task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
+            await self._answer(connection, task, received.body_limit)
+        except (KeyRefused, NodeUnknown, RunEnded, FleetError):
+            raise
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.exception("message %s could not be worked on", proto.metadata.message_id)
+            reply = _error_reply(proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, self._explain(error))
+            await self._push(connection, _packed(reply, 0.0))
+
     async def _answer(self, connection: FleetConnection, task: _Task, limit: int) -> None:
         """Run the message and send what comes of it, or an error that says why it cannot be sent."""
         packed = await self._result(connection, task)
@@ -410,7 +440,9 @@ class Node:
         try:
             conditions = await self._conditions(task.run.fab_hash)
             metadata = task.proto.metadata
-            self._rounds.require(conditions, metadata.run_id, metadata.message_type, metadata.group_id)
+            self._rounds.require(
+                conditions, metadata.run_id, task.run.pending_at, metadata.message_type, metadata.group_id
+            )
             fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
             return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
@@ -461,7 +493,7 @@ class Node:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_Result] = loop.create_future()
 
-        def settle(result: _Result | None, error: Exception | None) -> None:
+        def settle(result: _Result | None, error: BaseException | None) -> None:
             if done.done():
                 return
             if error is not None:
@@ -473,7 +505,7 @@ class Node:
             result, trouble = None, None
             try:
                 result = work()
-            except Exception as error:  # noqa: BLE001 - handed on to whoever awaits
+            except BaseException as error:  # noqa: BLE001 - handed on to whoever awaits: it would wait for ever
                 trouble = error
             with contextlib.suppress(RuntimeError):  # the node has stopped meanwhile
                 loop.call_soon_threadsafe(settle, result, trouble)
@@ -503,7 +535,7 @@ class Node:
             return self._explain(error.__cause__ or error)
         except (NotApproved, api.ServiceError) as error:
             return str(error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the libraries' own code
+        except BaseException as error:  # noqa: BLE001 - the libraries' own code: it may raise anything
             _log.exception("the ClientApp's libraries could not be loaded")
             return self._explain(error)
         return ""
@@ -522,7 +554,7 @@ class Node:
         except AppNotLoaded as error:
             code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
             reason = self._explain(error.__cause__ or error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
+        except BaseException as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
             _log.exception("the ClientApp failed")
             reason = self._explain(error)
         return _packed(_error_reply(task.proto, code, reason), time.monotonic() - started)
@@ -548,9 +580,11 @@ class Node:
         reply = app(message=message, context=self._context(task, fab, _asked(message)))
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with {type(reply).__name__}, not with a Message")
-        if reply.has_content():
-            require_declared(self._outputs, reply.metadata.message_type, reply.content)
-        return reply
+        if reply.has_error():
+            raise AnsweredWithError(reply.error.reason)
+        require_declared(self._outputs, task.proto.metadata.message_type, reply.content)
+        # Metadata of our own: nothing was declared of the app's.
+        return Message(reply.content, reply_to=message_from_proto(task.proto))
 
     def _take_blob(self, arrived: Iterator[bytes], name: str, count: int) -> Sequence[bytes]:
         """The blob's data, from before or out of what has arrived: it is sent to a node once."""
@@ -566,8 +600,17 @@ class Node:
         self._blobs = {name: data for name, data in self._blobs.items() if name in but}
 
     def _explain(self, error: BaseException) -> str:
-        line = own_line(error, self._app_folder)
-        return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
+        """What leaves the site of an app's exception. Its words may be data: where the app declares what it lets out,
+        only the exception's kind and place leave."""
+        name, line = type(error).__name__, own_line(error, self._app_folder)
+        where = f" ({line})" if line else ""
+        if self._outputs:
+            return f"{_sendable(name + where, _LONGEST_PLACE)}: the site's own log has the rest"
+        try:
+            text = f"{name}: {error}"
+        except BaseException:  # noqa: BLE001 - the app's own code writes it
+            text = name
+        return _sendable(text, _LONGEST_WORDS) + where
 
     def _load(self, fab_hash: str, fab: bytes) -> ClientApp:
         """The app of the hash, unpacked and imported if it is not the one that is loaded. Raises AppNotLoaded."""
@@ -581,7 +624,10 @@ class Node:
             self._outputs = outputs_of(tools)
             reference = tools["flwr"]["app"]["components"]["clientapp"]
             app = import_attribute(reference, folder, earlier.folder if earlier else None)
-        except (Exception, SystemExit) as error:
+        except Interrupted:
+            self._remove_unpacked()
+            raise
+        except BaseException as error:
             _log.exception("the ClientApp could not be loaded")
             self._remove_unpacked()
             raise AppNotLoaded from error
@@ -690,7 +736,12 @@ def _describe(proto: MessageProto) -> str:
 
 
 def _error_reply(proto: MessageProto, code: int, reason: str) -> Message:
-    return Message(Error(code=code, reason=reason), reply_to=message_from_proto(proto))
+    return Message(Error(code=code, reason=_sendable(reason)), reply_to=message_from_proto(proto))
+
+
+def _sendable(text: str, longest: int = _LONGEST_REASON) -> str:
+    """What an app says, as an answer and a report can carry it: it may be anything, and names of files any bytes."""
+    return logs.one_line(text[:longest])[:longest]
 
 
 def _packed(reply: Message, seconds: float, *, half: bool = False) -> _Packed:

@@ -11,6 +11,7 @@ from typing import Any
 
 from federator.contract import ANY_LENGTH, DeclaredOutput, output_type, read_outputs
 
+_LONGEST_NAMED = 100  # characters of what was not declared that the refusal may name: a key can be data, too
 _TYPES = ((bool, "bool"), (int | float, "number"), (str, "text"), (bytes, "bytes"))
 
 
@@ -93,7 +94,7 @@ def _fits(found: DeclaredOutput, declared: DeclaredOutput) -> bool:
 
 
 def _refusal(found: DeclaredOutput, known: list[DeclaredOutput]) -> str:
-    what = f"{found.record}/{found.key} ({output_type(found)})"
+    what = f"{found.record}/{found.key} ({output_type(found)})"[:_LONGEST_NAMED]
     declared = f"declared is {' or '.join(output_type(one) for one in known)}" if known else "it is not declared"
     return (
         f"The site kept back its answer to “{found.message}”: it holds {what}, and {declared}. Run "
