@@ -6,6 +6,10 @@ import os
 from typing import Any
 
 from federator.contract import SITE_GROUP_PREFIX
+from jupyterhub import orm
+from jupyterhub.spawner import Spawner
+from jupyterhub.user import User
+from jupyterhub.utils import url_escape_path, url_path_join
 from oauthenticator.generic import GenericOAuthenticator
 from tornado.web import HTTPError
 from traitlets import Instance, Unicode, default
@@ -107,3 +111,23 @@ class SiteAuthenticator(GenericOAuthenticator):
             "admin": decision.is_admin,
             "auth_state": {**auth_state, GROUPS_KEY: sorted(decision.groups)},
         }
+
+    def pre_spawn_start(self, user: User, spawner: Spawner) -> None:
+        """End the tokens of earlier servers; called by the Hub before each start, when the new one is made already."""
+        _end_server_tokens(user, spawner.name, but=orm.APIToken.find(user.db, spawner.api_token))
+
+    def post_spawn_stop(self, user: User, spawner: Spawner) -> None:
+        """End the server's token; called by the Hub after each stop, whatever came of it.
+
+        The Hub itself knows the token only until it is started anew.
+        """
+        _end_server_tokens(user, spawner.name)
+
+
+def _end_server_tokens(user: User, server_name: str, *, but: orm.APIToken | None = None) -> None:
+    db: Any = user.db
+    note = f"Server at {url_path_join(user.base_url, url_escape_path(server_name), '/')}"  # as the Hub writes it
+    for token in db.query(orm.APIToken).filter_by(user_id=user.id, client_id="jupyterhub", note=note):
+        if token is not but:
+            db.delete(token)
+    db.commit()
