@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import requests
 from docker.errors import APIError, ImageNotFound, NotFound
-from tornado.web import HTTPError
 
 from spawner.container_site_spawner import DockerSiteSpawner
 from spawner.deployment import Deployment
@@ -199,14 +198,6 @@ async def test_an_engine_that_cannot_say_ends_no_server(deployment: Deployment, 
     spawner = spawner_of(deployment, "site-st-anna", inspect_container=error)
     spawner.load_state({"object_id": "1", "object_name": "federation-amara", "site": "st-anna"})
     assert await spawner.poll() is None
-
-
-async def test_a_stop_that_the_engine_does_not_answer_is_told(deployment: Deployment) -> None:
-    spawner = spawner_of(deployment, "site-st-anna", stop=EngineUnavailable("it sleeps"))
-    spawner.load_state({"object_id": "1", "object_name": "federation-amara", "site": "st-anna"})
-    with pytest.raises(HTTPError, match=r"engine of St\. Anna Hospital does not answer: it sleeps.*stop it again"):
-        await spawner.stop()
-    assert spawner.get_state()["object_id"] == "1"  # so that it can be stopped later
 
 
 async def test_a_container_that_ended_is_removed(deployment: Deployment) -> None:
