@@ -21,7 +21,7 @@ from docker.utils import parse_repository_tag
 from dockerspawner import DockerSpawner
 from jupyterhub.slugs import safe_slug
 from tornado.web import HTTPError
-from traitlets import Unicode, default
+from traitlets import default
 
 from spawner.confinement import CONFINED, SERVER_USER
 from spawner.deployment import hub_address, hub_origin
@@ -65,8 +65,6 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     Everything about a server comes from the site's entry in the deployment
     file; of what a person sends with a start, only the choice of a GPU counts.
     """
-
-    site_slug = Unicode(help="The site that the server runs at; kept in the Hub's database with its state.")
 
     ask_again_s = REST_S
     """How long to leave an engine alone that did not answer, in seconds."""
@@ -226,17 +224,9 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
                 yield {"progress": min(90, 20 * shown), "message": message}
             await asyncio.sleep(0.5)
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self.site_slug = state.get("site", "")
-
-    def get_state(self) -> dict[str, Any]:
-        return {**super().get_state(), "site": self.site_slug}
-
     def clear_state(self) -> None:
         super().clear_state()
         self.object_id = ""
-        self.site_slug = ""
 
     # --- the site's engine, in place of DockerSpawner's one for all
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -20,15 +19,13 @@ async def token(configured: None, service_command: list[str]) -> str:
     hub = await start_hub(service_command)
     browser = Browser(hub.bind_url.rstrip("/"))
     await browser.log_in(PERSON)
-    await browser.http.get("/hub/spawn")
+    await browser.start_server(PERSON)
     spawner = hub.users[PERSON].spawner
-    async with asyncio.timeout(60):
-        async with browser.http.stream("GET", f"/hub/api/users/{PERSON}/server/progress") as progress:
-            await progress.aread()
     assert spawner.ready
     await browser.http.aclose()
     await stop_hub(hub, servers=False)
-    return spawner.api_token
+    token: str = spawner.api_token
+    return token
 
 
 @pytest.fixture
