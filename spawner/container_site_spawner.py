@@ -258,7 +258,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     # --- what a server gets
 
     def _check_options(self, site: ContainerSite) -> None:
-        """Refuse what nobody may choose. Raises StartRefused."""
+        """Refuse what nobody may choose, and tell what is not given. Raises StartRefused."""
         unknown = sorted(set(self.user_options) - {GPU_OPTION})
         if unknown:
             raise StartRefused(
@@ -267,10 +267,9 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
                 reason="option",
                 status_code=400,
             )
-        if self._wants_gpu and self.user_options.get(GPU_OPTION) and not self._has_gpus(site):
-            raise StartRefused(
-                f"{site.title} has no GPUs for notebook servers. Start without one.", reason="no-gpu", status_code=400
-            )
+        if self.user_options.get(GPU_OPTION) and not self._has_gpus(site):
+            # The Hub keeps what was chosen last, at another site or before, and shows no form to choose anew.
+            self._tell(f"{site.title} has no GPUs for notebook servers; yours starts without one.")
 
     @property
     def _wants_gpu(self) -> bool:

@@ -161,13 +161,31 @@ async def test_a_volume_that_is_not_there_is_not_made(deployment: Deployment, si
 # --- options
 
 
-def test_a_gpu_where_there_is_none_is_refused(deployment: Deployment, site: DockerSite) -> None:
+async def test_a_gpu_where_there_is_none_is_not_given_and_the_page_says_so(
+    deployment: Deployment, site: DockerSite
+) -> None:
     spawner = spawner_of(deployment, "site-st-anna")
-    spawner.user_options = {"gpu": True}
-    with pytest.raises(StartRefused, match=r"St\. Anna Hospital has no GPUs"):
-        spawner._check_options(site)
-    spawner.user_options = {"gpu": False}
+    spawner.user_options = {"gpu": True}  # kept from a start at another site
     spawner._check_options(site)
+    assert not spawner._gets_gpu(site)
+    assert (await anext(spawner.progress()))["message"].startswith("St. Anna Hospital has no GPUs")
+
+
+@pytest.mark.parametrize("wish", [{}, {"gpu": False}])
+def test_who_wants_no_gpu_is_told_nothing_of_them(
+    deployment: Deployment, site: DockerSite, wish: dict[str, bool]
+) -> None:
+    spawner = spawner_of(deployment, "site-st-anna")
+    spawner.user_options = wish
+    spawner._check_options(site)
+    assert spawner._told == ()
+
+
+def test_an_option_that_there_is_not_is_refused(deployment: Deployment, site: DockerSite) -> None:
+    spawner = spawner_of(deployment, "site-st-anna")
+    spawner.user_options = {"image": "mine"}
+    with pytest.raises(StartRefused, match="A server has no option image"):
+        spawner._check_options(site)
 
 
 def test_there_is_no_form_where_there_is_nothing_to_choose(deployment: Deployment) -> None:
