@@ -176,7 +176,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         except NotFound:
             self._tell("Fetching the notebook image: the first start with a new one takes minutes.")
             repository, tag = parse_repository_tag(image)
-            await self.docker("pull", repository, tag=tag)
+            await self._engine.pull(repository, tag)
             await self.docker("inspect_image", image)  # what goes wrong halfway is no error to docker-py
 
     async def get_object(self) -> Any:

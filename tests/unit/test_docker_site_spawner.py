@@ -38,14 +38,18 @@ class RecordingEngine:
             raise answer
         return answer
 
+    async def pull(self, repository: str, tag: str) -> None:
+        await self.call("pull", repository, tag)
+
 
 class Spawner(DockerSiteSpawner):
     """The spawner with that engine, and without a Hub around it."""
 
     engine: RecordingEngine
 
-    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.engine.call(method, *args, **kwargs)
+    @property
+    def _engine(self) -> Any:
+        return self.engine
 
 
 def server_error() -> APIError:
@@ -119,7 +123,7 @@ async def test_an_image_is_fetched_by_digest_or_tag(
 ) -> None:
     spawner = spawner_of(deployment, "site-st-anna", inspect_image=[ImageNotFound("no"), {}])
     await spawner.pull_image(image)
-    assert ("pull", (repository,), {"tag": tag}) in spawner.engine.asked
+    assert ("pull", (repository, tag), {}) in spawner.engine.asked
 
 
 async def test_a_fetch_that_went_wrong_halfway_is_noticed(deployment: Deployment) -> None:
