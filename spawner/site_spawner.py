@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import psutil
 from jupyterhub.slugs import safe_slug
 from jupyterhub.spawner import SimpleLocalProcessSpawner, SpawnException
 from tornado.web import HTTPError
@@ -185,6 +186,9 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
 
     ends_with_hub = True
 
+    _born: float | None = None
+    """When the process was started. Its number alone may be another process's, after the machine was started anew."""
+
     @default("cmd")
     def _cmd_default(self) -> list[str]:
         return [sys.executable, "-m", "jupyterhub.singleuser"]
@@ -209,8 +213,33 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
         self.home_dir = str(home)
         self.notebook_dir = str(home)
         host, port = await super().start()
+        self._born = psutil.Process(self.pid).create_time()
+        # A Hub that is killed from here on leaves a process, which the next one must know.
+        self.orm_spawner.state = self.get_state()
+        self.user.db.commit()
         await self.listens(host, port, self.start_timeout)
         return host, port
+
+    async def poll(self) -> Any:
+        """None while the server runs; else its status, or 0 where an earlier Hub had started it."""
+        if self.proc is None and self.pid and not self._lives():
+            self.clear_state()
+            return 0
+        return await super().poll()
+
+    def _lives(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() == self._born and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._born = state.get("born")
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), **({"born": self._born} if self.pid else {})}
 
     def _embedded_site(self) -> EmbeddedSite:
         site = self.placement().site
