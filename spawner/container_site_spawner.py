@@ -21,15 +21,16 @@ from docker.utils import parse_repository_tag
 from dockerspawner import DockerSpawner
 from jupyterhub.slugs import safe_slug
 from tornado.web import HTTPError
-from traitlets import Unicode, default
+from traitlets import default
 
 from spawner.confinement import CONFINED, SERVER_USER
 from spawner.deployment import hub_address, hub_origin
 from spawner.engine_refusals import refusal_of
-from spawner.engines import Engine, EngineUnavailable, engine_of
+from spawner.engines import REST_S, Engine, EngineUnavailable, engine_of
+from spawner.forgotten import Forgotten
 from spawner.gpu_leases import GpusTaken, Lease, leases_of
 from spawner.injection import environment, server_arguments
-from spawner.labels import GPU_LABEL, SERVER_LABEL, SITE_LABEL, USER_LABEL
+from spawner.labels import GPU_LABEL, HUB_LABEL, SERVER_LABEL, SITE_LABEL, USER_LABEL
 from spawner.site_spawner import SiteSpawner, StartRefused
 from spawner.sites import ContainerSite, DockerSite, SiteDataset
 
@@ -65,7 +66,8 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     file; of what a person sends with a start, only the choice of a GPU counts.
     """
 
-    site_slug = Unicode(help="The site that the server runs at; kept in the Hub's database with its state.")
+    ask_again_s = REST_S
+    """How long to leave an engine alone that did not answer, in seconds."""
 
     # Stopped means removed: what a person keeps lies in their volume.
     remove = True
@@ -121,6 +123,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         self._tell(f"Asking the engine of {site.title} for a server.")
         try:
             await self._engine.connect()
+            await self._forgotten().remove()
             await self._check_datasets(site)
             host, port = await super().start()
             self._tell("The container runs; waiting for the notebook server in it.")
@@ -137,17 +140,22 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     async def poll(self) -> Any:
         """None while the server runs. Where the engine does not answer, a server that ran is taken to run on.
 
-        What has ended is removed, and why it ended is logged.
+        A Hub that was started anew is answered only once the engine is: it would ask the server itself next, and end
+        and forget one that it does not reach. What has ended is removed, and why it ended is logged.
         """
-        if not self.object_id and self.orm_spawner.server is None:
-            return 0
-        if self._site is None:  # not in the catalogue any more: nothing of it is ours to look after
-            return 0
-        try:
-            status = await super().poll()
-        except EngineUnavailable as unavailable:
-            self.log.warning("Site %s: %s; %s is taken to run on", self.site_slug, unavailable, self._log_name)
-            return None
+        while True:
+            if not self.object_id and self.orm_spawner.server is None:
+                return 0
+            if self._site is None:  # not in the catalogue any more: nothing of it is ours to look after
+                return 0
+            try:
+                status = await super().poll()
+                break
+            except EngineUnavailable as unavailable:
+                self.log.warning("Site %s: %s; %s is taken to run on", self.site_slug, unavailable, self._log_name)
+            if not self._check_pending:
+                return None
+            await asyncio.sleep(self.ask_again_s)
         if status is not None and self.object_id:
             self.log.warning("Site %s: %s ended: %s", self.site_slug, self._log_name, status)
             await self._discard()
@@ -168,7 +176,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         except NotFound:
             self._tell("Fetching the notebook image: the first start with a new one takes minutes.")
             repository, tag = parse_repository_tag(image)
-            await self.docker("pull", repository, tag=tag)
+            await self._engine.pull(repository, tag)
             await self.docker("inspect_image", image)  # what goes wrong halfway is no error to docker-py
 
     async def get_object(self) -> Any:
@@ -193,7 +201,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         """Stop and remove the server.
 
         Raises:
-            HTTPError: the engine does not answer; the server may run on.
+            HTTPError: the engine does not answer. The Hub forgets the server all the same; it is removed later.
         """
         site = self._site
         if site is None:
@@ -202,7 +210,10 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
         try:
             await super().stop(now)
         except EngineUnavailable as unavailable:
-            raise HTTPError(503, f"{_away(site, unavailable)} Your server may run on; stop it again later.") from None
+            self._forgotten().remove_once_answered(self.ask_again_s)
+            raise HTTPError(
+                503, f"{_away(site, unavailable)} Your server may run on; it is stopped when the engine answers again."
+            ) from None
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """What `start` is doing, for the Hub's page that waits for it."""
@@ -213,17 +224,9 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
                 yield {"progress": min(90, 20 * shown), "message": message}
             await asyncio.sleep(0.5)
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self.site_slug = state.get("site", "")
-
-    def get_state(self) -> dict[str, Any]:
-        return {**super().get_state(), "site": self.site_slug}
-
     def clear_state(self) -> None:
         super().clear_state()
         self.object_id = ""
-        self.site_slug = ""
 
     # --- the site's engine, in place of DockerSpawner's one for all
 
@@ -255,7 +258,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     # --- what a server gets
 
     def _check_options(self, site: ContainerSite) -> None:
-        """Refuse what nobody may choose. Raises StartRefused."""
+        """Refuse what nobody may choose, and tell what is not given. Raises StartRefused."""
         unknown = sorted(set(self.user_options) - {GPU_OPTION})
         if unknown:
             raise StartRefused(
@@ -264,10 +267,9 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
                 reason="option",
                 status_code=400,
             )
-        if self._wants_gpu and self.user_options.get(GPU_OPTION) and not self._has_gpus(site):
-            raise StartRefused(
-                f"{site.title} has no GPUs for notebook servers. Start without one.", reason="no-gpu", status_code=400
-            )
+        if self.user_options.get(GPU_OPTION) and not self._has_gpus(site):
+            # The Hub keeps what was chosen last, at another site or before, and shows no form to choose anew.
+            self._tell(f"{site.title} has no GPUs for notebook servers; yours starts without one.")
 
     @property
     def _wants_gpu(self) -> bool:
@@ -288,7 +290,15 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
 
     def server_labels(self, slug: str) -> dict[str, str]:
         """Labels of the server's container."""
-        return {SITE_LABEL: slug, USER_LABEL: self.user.name, SERVER_LABEL: self.name}
+        return {
+            HUB_LABEL: self.deployment.hub.origin,
+            SITE_LABEL: slug,
+            USER_LABEL: self.user.name,
+            SERVER_LABEL: self.name,
+        }
+
+    def _forgotten(self) -> Forgotten:
+        return Forgotten(self._engine, self.deployment.hub.origin, self.site_slug, self.object_type, self.user.db)
 
     @property
     def home_volume(self) -> str:

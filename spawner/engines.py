@@ -28,6 +28,9 @@ REST_S = 10.0
 LONG_CALLS: Mapping[str, float] = MappingProxyType({"pull": 1800.0, "stop": 60.0})
 """Seconds; a pull brings gigabytes, and a stop waits for the container to end."""
 
+SILENCE_S = 300.0
+"""How long an engine that fetches an image may say nothing."""
+
 _MARGIN_S = 2.0  # docker-py's own timeout comes first, with a better reason
 _THREADS = 4
 _OLDEST_API = "1.40"  # Docker 19.03, the first that knows GPUs
@@ -60,6 +63,8 @@ class Engine:
         self._call_timeout_s = call_timeout_s
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="engine")
+        self._pull_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pull")
+        self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._connecting = asyncio.Lock()
         self._client: APIClient | None = None
         self._silent_until = 0.0
@@ -80,7 +85,7 @@ class Engine:
         """
         async with self._connecting:
             if self._client is None:
-                self._client = await self._in_thread(self._new_client, self._call_timeout_s)
+                self._client = await self._in_thread(self._threads, self._new_client, self._call_timeout_s)
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of `docker.APIClient`.
@@ -91,16 +96,35 @@ class Engine:
         """
         await self.connect()
         return await self._in_thread(
+            self._threads,
             functools.partial(getattr(self.client, method), *args, **kwargs),
             LONG_CALLS.get(method, self._call_timeout_s),
         )
 
-    async def _in_thread(self, work: Callable[[], Any], timeout_s: float) -> Any:
+    async def pull(self, repository: str, tag: str) -> None:
+        """Fetch an image. Whoever wants one that is being fetched waits for the same fetch, and may cease to wait.
+
+        Raises:
+            EngineUnavailable: no answer in time.
+            docker.errors.APIError: the engine refused at once. What goes wrong later is no error to docker-py.
+        """
+        image = repository, tag
+        if image not in self._pulls:
+            self._pulls[image] = asyncio.create_task(self._pull(repository, tag))
+            self._pulls[image].add_done_callback(lambda _: self._pulls.pop(image))
+        await asyncio.shield(self._pulls[image])
+
+    async def _pull(self, repository: str, tag: str) -> None:
+        await self.connect()
+        work = functools.partial(self.client.pull, repository, tag=tag)
+        await self._in_thread(self._pull_threads, work, LONG_CALLS["pull"])
+
+    async def _in_thread(self, threads: ThreadPoolExecutor, work: Callable[[], Any], timeout_s: float) -> Any:
         if self._clock() < self._silent_until:
             raise EngineUnavailable(self._last_failure)
         try:
             async with asyncio.timeout(timeout_s + _MARGIN_S):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                return await asyncio.get_running_loop().run_in_executor(threads, work)
         except TimeoutError:
             raise self._failed(f"it did not answer within {timeout_s:.0f} s") from None
         except requests.exceptions.SSLError as error:
@@ -122,7 +146,7 @@ class Engine:
 
     def _new_client(self) -> APIClient:
         speak = functools.partial(
-            APIClient,
+            _Client,
             base_url=self.address.replace("tcp://", "https://") if self._tls_dir else self.address,
             tls=self._tls() or False,
             timeout=self._call_timeout_s,
@@ -139,6 +163,14 @@ class Engine:
             return tls.TLSConfig(client_cert=(cert, key), ca_cert=ca, verify=True)
         except TLSParameterError as error:
             raise EngineUnavailable(f"its certificates cannot be used: {error.msg}") from error
+
+
+class _Client(APIClient):
+    def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """docker-py fetches an image without one: an engine that says nothing more would keep the thread for ever."""
+        if kwargs.setdefault("timeout", self.timeout) is None:
+            kwargs["timeout"] = SILENCE_S
+        return kwargs
 
 
 def _without_environment(client: APIClient) -> APIClient:

@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import psutil
 from jupyterhub.slugs import safe_slug
 from jupyterhub.spawner import SimpleLocalProcessSpawner, SpawnException
-from traitlets import Instance, default
+from tornado.web import HTTPError
+from traitlets import Instance, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from spawner.deployment import Deployment
@@ -46,19 +48,34 @@ class StartRefused(SpawnException):
         self.jupyterhub_message = message  # the pages would put the exception's name before it
 
 
-class SiteSpawner(LoggingConfigurable):
-    """A server at the site of its person. A mixin over a spawner that runs servers: `class S(SiteSpawner, Other)`."""
+if TYPE_CHECKING:
 
-    if TYPE_CHECKING:  # what the spawner beside it has
+    class _Beside(LoggingConfigurable):
+        """What the spawner beside the mixin has."""
+
         user: Any
+        name: str
+        ready: bool
         start_timeout: int
+        _log_name: str
 
         async def poll(self) -> Any: ...
+        async def poll_and_notify(self) -> Any: ...
+        def load_state(self, state: dict[str, Any]) -> None: ...
+        def get_state(self) -> dict[str, Any]: ...
+        def clear_state(self) -> None: ...
+else:
+    _Beside = LoggingConfigurable
+
+
+class SiteSpawner(_Beside):
+    """A server at the site of its person. A mixin over a spawner that runs servers: `class S(SiteSpawner, Other)`."""
 
     ends_with_hub: ClassVar[bool] = False
     """Whether servers are stopped when the Hub is; else they run on, and the next Hub finds them."""
 
     deployment = Instance(Deployment, help="The checked deployment file.").tag(config=True)
+    site_slug = Unicode(help="The site that the server runs at; kept in the Hub's database with its state.")
 
     @default("server_token_scopes")
     def _server_token_scopes_default(self) -> list[str]:
@@ -79,6 +96,41 @@ class SiteSpawner(LoggingConfigurable):
             return place(groups, self.deployment.sites, self.deployment.hub.admin_contact)
         except PlacementRefused as refused:
             raise StartRefused(str(refused), reason="no-site", status_code=403) from None
+
+    def belongs(self) -> bool:
+        """Whether the server runs where its person belongs. They may have moved to another site, or have left."""
+        try:
+            return self.site_slug in ("", self.placement().slug)
+        except StartRefused:
+            return False
+
+    async def poll_and_notify(self) -> Any:
+        """End the server where its person does not belong to its site any more; else look whether it runs.
+
+        Called by the Hub in intervals, and by `SiteCallbackHandler` at each login.
+        """
+        if not self.ready or self.belongs():
+            return await super().poll_and_notify()
+        self.log.warning(
+            "%s does not belong to site %s any more: the server is stopped", self._log_name, self.site_slug
+        )
+        try:
+            await self.user.stop(self.name)
+        except HTTPError as error:  # the site is away, and sees to it later
+            self.log.warning("%s: %s", self._log_name, error)
+        await self.user.settings["proxy"].delete_user(self.user, self.name)
+        return 0
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.site_slug = state.get("site", "")
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "site": self.site_slug}
+
+    def clear_state(self) -> None:
+        super().clear_state()
+        self.site_slug = ""
 
     async def listens(self, host: str, port: int, patience_s: float) -> None:
         """Return once the server listens.
@@ -134,6 +186,9 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
 
     ends_with_hub = True
 
+    _born: float | None = None
+    """When the process was started. Its number alone may be another process's, after the machine was started anew."""
+
     @default("cmd")
     def _cmd_default(self) -> list[str]:
         return [sys.executable, "-m", "jupyterhub.singleuser"]
@@ -152,13 +207,39 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
         Raises:
             StartRefused: the person has no site, or the server ended; the page shows why.
         """
+        self.site_slug = self.placement().slug
         home = home_folder(self._embedded_site().work_dir, self.user.name)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home_dir = str(home)
         self.notebook_dir = str(home)
         host, port = await super().start()
+        self._born = psutil.Process(self.pid).create_time()
+        # A Hub that is killed from here on leaves a process, which the next one must know.
+        self.orm_spawner.state = self.get_state()
+        self.user.db.commit()
         await self.listens(host, port, self.start_timeout)
         return host, port
+
+    async def poll(self) -> Any:
+        """None while the server runs; else its status, or 0 where an earlier Hub had started it."""
+        if self.proc is None and self.pid and not self._lives():
+            self.clear_state()
+            return 0
+        return await super().poll()
+
+    def _lives(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() == self._born and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._born = state.get("born")
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), **({"born": self._born} if self.pid else {})}
 
     def _embedded_site(self) -> EmbeddedSite:
         site = self.placement().site

@@ -26,8 +26,8 @@ class InProcessHub(JupyterHub):
     def init_signal(self) -> None:
         """Signals are pytest's."""
 
-    def _stop_event_loop(self) -> None:
-        """The loop is pytest's."""
+    async def shutdown_cancel_tasks(self, sig: object = None) -> None:
+        """The loop and its tasks are pytest's; `stop_hub` has cleaned up."""
 
 
 async def start_hub(service_command: list[str]) -> InProcessHub:
@@ -38,9 +38,10 @@ async def start_hub(service_command: list[str]) -> InProcessHub:
     return hub
 
 
-async def stop_hub(hub: InProcessHub) -> None:
-    """Stop the Hub, its service and the servers it started."""
+async def stop_hub(hub: InProcessHub, *, servers: bool = True) -> None:
+    """Stop the Hub, its service and, where it is said, the servers it started."""
     InProcessHub.clear_instance()
+    hub.cleanup_servers = servers
     await hub.cleanup()
     hub._atexit_ran = True
     hub.stop()

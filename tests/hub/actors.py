@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 
 METRICS_TOKEN = "a-token-of-a-program-that-watches-us"
@@ -34,3 +36,10 @@ class Browser:
         """Go through the identity provider and back; returns where that ends."""
         page = await self.http.get("/hub/oauth_login", params={"next": "/hub/home"})
         return await self.http.post(page.url, data={"sub": subject})
+
+    async def start_server(self, username: str) -> None:
+        """Start the person's server and return once it has started, or has not."""
+        await self.http.get("/hub/spawn")
+        async with asyncio.timeout(60):
+            async with self.http.stream("GET", f"/hub/api/users/{username}/server/progress") as progress:
+                await progress.aread()

@@ -48,7 +48,8 @@ def service_command(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-async def hub(provider: IdentityProvider, state: Path, service_command: list[str]) -> AsyncIterator[InProcessHub]:
+def configured(provider: IdentityProvider, state: Path) -> Iterator[None]:
+    """A deployment of embedded sites, which the environment names."""
     folders = {slug: state / "data" / slug for slug in ("st-anna", "vall-verde", "northside")}
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -60,9 +61,14 @@ async def hub(provider: IdentityProvider, state: Path, service_command: list[str
         patch.setenv(CONFIG_VARIABLE, str(config))
         patch.setenv(CLIENT_SECRET_VARIABLE, HUB_SECRET)
         patch.setenv(METRICS_TOKEN_VARIABLE, METRICS_TOKEN)
-        running = await start_hub(service_command)
-        yield running
-        await stop_hub(running)
+        yield
+
+
+@pytest.fixture(scope="module")
+async def hub(configured: None, service_command: list[str]) -> AsyncIterator[InProcessHub]:
+    running = await start_hub(service_command)
+    yield running
+    await stop_hub(running)
 
 
 @pytest.fixture

@@ -117,3 +117,16 @@ async def test_a_server_that_ends_at_once_is_not_waited_for(hub: InProcessHub, b
     assert page.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     assert "Your server ended while it was starting, with status 1" in page.text
     assert "admin@federation.example" in page.text
+
+
+async def test_the_next_hub_would_know_a_process_that_does_not_listen_yet(hub: InProcessHub, browser: Browser) -> None:
+    await browser.log_in("grace")
+    spawner = hub.users["grace"].spawner
+    spawner.cmd = ["sh", "-c", "exec sleep 60"]
+    starting = asyncio.create_task(browser.http.get("/hub/spawn"))
+    async with asyncio.timeout(30):
+        while "pid" not in (spawner.orm_spawner.state or {}):  # noqa: ASYNC110 - the database tells nobody
+            await asyncio.sleep(0.05)
+    assert spawner.pending == "spawn"
+    spawner.proc.kill()
+    await starting

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import requests
 from docker.errors import APIError, ImageNotFound, NotFound
-from tornado.web import HTTPError
 
 from spawner.container_site_spawner import DockerSiteSpawner
 from spawner.deployment import Deployment
@@ -39,14 +38,18 @@ class RecordingEngine:
             raise answer
         return answer
 
+    async def pull(self, repository: str, tag: str) -> None:
+        await self.call("pull", repository, tag)
+
 
 class Spawner(DockerSiteSpawner):
     """The spawner with that engine, and without a Hub around it."""
 
     engine: RecordingEngine
 
-    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.engine.call(method, *args, **kwargs)
+    @property
+    def _engine(self) -> Any:
+        return self.engine
 
 
 def server_error() -> APIError:
@@ -120,7 +123,7 @@ async def test_an_image_is_fetched_by_digest_or_tag(
 ) -> None:
     spawner = spawner_of(deployment, "site-st-anna", inspect_image=[ImageNotFound("no"), {}])
     await spawner.pull_image(image)
-    assert ("pull", (repository,), {"tag": tag}) in spawner.engine.asked
+    assert ("pull", (repository, tag), {}) in spawner.engine.asked
 
 
 async def test_a_fetch_that_went_wrong_halfway_is_noticed(deployment: Deployment) -> None:
@@ -162,13 +165,31 @@ async def test_a_volume_that_is_not_there_is_not_made(deployment: Deployment, si
 # --- options
 
 
-def test_a_gpu_where_there_is_none_is_refused(deployment: Deployment, site: DockerSite) -> None:
+async def test_a_gpu_where_there_is_none_is_not_given_and_the_page_says_so(
+    deployment: Deployment, site: DockerSite
+) -> None:
     spawner = spawner_of(deployment, "site-st-anna")
-    spawner.user_options = {"gpu": True}
-    with pytest.raises(StartRefused, match=r"St\. Anna Hospital has no GPUs"):
-        spawner._check_options(site)
-    spawner.user_options = {"gpu": False}
+    spawner.user_options = {"gpu": True}  # kept from a start at another site
     spawner._check_options(site)
+    assert not spawner._gets_gpu(site)
+    assert (await anext(spawner.progress()))["message"].startswith("St. Anna Hospital has no GPUs")
+
+
+@pytest.mark.parametrize("wish", [{}, {"gpu": False}])
+def test_who_wants_no_gpu_is_told_nothing_of_them(
+    deployment: Deployment, site: DockerSite, wish: dict[str, bool]
+) -> None:
+    spawner = spawner_of(deployment, "site-st-anna")
+    spawner.user_options = wish
+    spawner._check_options(site)
+    assert spawner._told == ()
+
+
+def test_an_option_that_there_is_not_is_refused(deployment: Deployment, site: DockerSite) -> None:
+    spawner = spawner_of(deployment, "site-st-anna")
+    spawner.user_options = {"image": "mine"}
+    with pytest.raises(StartRefused, match="A server has no option image"):
+        spawner._check_options(site)
 
 
 def test_there_is_no_form_where_there_is_nothing_to_choose(deployment: Deployment) -> None:
@@ -199,14 +220,6 @@ async def test_an_engine_that_cannot_say_ends_no_server(deployment: Deployment, 
     spawner = spawner_of(deployment, "site-st-anna", inspect_container=error)
     spawner.load_state({"object_id": "1", "object_name": "federation-amara", "site": "st-anna"})
     assert await spawner.poll() is None
-
-
-async def test_a_stop_that_the_engine_does_not_answer_is_told(deployment: Deployment) -> None:
-    spawner = spawner_of(deployment, "site-st-anna", stop=EngineUnavailable("it sleeps"))
-    spawner.load_state({"object_id": "1", "object_name": "federation-amara", "site": "st-anna"})
-    with pytest.raises(HTTPError, match=r"engine of St\. Anna Hospital does not answer: it sleeps.*stop it again"):
-        await spawner.stop()
-    assert spawner.get_state()["object_id"] == "1"  # so that it can be stopped later
 
 
 async def test_a_container_that_ended_is_removed(deployment: Deployment) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from spawner import engines
 from spawner.engines import REST_S, Engine, EngineUnavailable, engine_of
 from spawner.sites import DockerSite
 
@@ -88,3 +94,85 @@ def test_a_site_keeps_its_engine_and_shares_it_with_no_other() -> None:
 
     assert engine_of(site("unix:///a")) is engine_of(site("unix:///a"))
     assert engine_of(site("unix:///a")) is not engine_of(site("unix:///b"))
+
+
+class FetchingEngine(ThreadingHTTPServer):
+    """Answers at once, but for fetches of images: these take until `fetched` is set, and are counted."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Fetching)
+        self.address = f"tcp://127.0.0.1:{self.server_port}"
+        self.fetches: list[str] = []
+        self.begun = threading.Semaphore(0)
+        self.fetched = threading.Event()
+
+    async def has_begun(self, count: int) -> None:
+        for _ in range(count):
+            assert await asyncio.to_thread(self.begun.acquire, timeout=10)
+
+
+class _Fetching(BaseHTTPRequestHandler):
+    server: FetchingEngine
+
+    def do_GET(self) -> None:
+        self._answer({"ApiVersion": "1.40"})
+
+    def do_POST(self) -> None:
+        self.server.fetches.append(self.path)
+        self.server.begun.release()
+        self.server.fetched.wait(10)
+        with contextlib.suppress(OSError):  # who does not wait any more
+            self._answer({})
+
+    def _answer(self, value: dict[str, str]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def fetching() -> Iterator[FetchingEngine]:
+    with FetchingEngine() as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        yield engine
+        engine.fetched.set()
+        engine.shutdown()
+
+
+async def test_an_image_is_fetched_once_for_all_who_want_it(fetching: FetchingEngine) -> None:
+    engine = Engine(fetching.address, None)
+    first = asyncio.create_task(engine.pull("notebook", "1.0"))
+    await fetching.has_begun(1)
+    first.cancel()  # a start that was given up
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    later = [asyncio.create_task(engine.pull("notebook", "1.0")) for _ in range(3)]
+    await engine.call("version")
+    fetching.fetched.set()
+    await asyncio.gather(*later)
+    assert len(fetching.fetches) == 1
+    await engine.pull("notebook", "1.0")  # that fetch is over
+    assert len(fetching.fetches) == 2
+
+
+async def test_an_engine_that_fetches_images_answers_other_calls(fetching: FetchingEngine) -> None:
+    engine = Engine(fetching.address, None)
+    pulls = [asyncio.create_task(engine.pull("notebook", f"{number}.0")) for number in range(4)]
+    await fetching.has_begun(4)
+    async with asyncio.timeout(5):
+        assert await engine.call("version") == {"ApiVersion": "1.40"}
+    fetching.fetched.set()
+    await asyncio.gather(*pulls)
+
+
+async def test_a_fetch_that_nothing_is_heard_of_ends(fetching: FetchingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "SILENCE_S", 0.1)
+    with pytest.raises(EngineUnavailable, match="did not answer"):
+        await Engine(fetching.address, None).pull("notebook", "1.0")
