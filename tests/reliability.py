@@ -1,4 +1,4 @@
-"""What became of faults: `record` writes it down, `python -m tests.reliability` prints docs/reliability.md's tables.
+"""What became of faults: `measuring` writes it down, `python -m tests.reliability` prints docs/reliability.md's tables.
 
 One file a fault lies below test-output/reliability; each try is a line in it.
 """
@@ -9,7 +9,8 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,26 @@ def file_of(name: str) -> Path:
     return RELIABILITY / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.jsonl"
 
 
-def record(name: str, **measured: object) -> None:
-    """Add one line to what was measured of a fault, or of the soak.
+@contextmanager
+def measuring(name: str) -> Iterator[dict[str, Any]]:
+    """One try of a fault, or one soak. A line is added to what was measured of it, whatever becomes of the block.
+
+    Give it the block of everything that the try asserts: `held`, whether nothing was lost, is that its end was reached.
 
     Args:
-        name: what was done, in the words of the table.
-        measured: times in seconds, each under a name that ends in `_s`; `held`: whether nothing was lost.
+        name: what is done, in the words of the table.
+
+    Yields:
+        Where to put times in seconds, each under a name that ends in `_s`.
     """
-    RELIABILITY.mkdir(parents=True, exist_ok=True)
-    with file_of(name).open("a") as lines:
-        lines.write(json.dumps({"fault": name, **measured}) + "\n")
+    measured: dict[str, Any] = {"fault": name, "held": False}
+    try:
+        yield measured
+        measured["held"] = True
+    finally:
+        RELIABILITY.mkdir(parents=True, exist_ok=True)
+        with file_of(name).open("a") as lines:
+            lines.write(json.dumps(measured) + "\n")
 
 
 # --- tables
@@ -49,8 +60,9 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def table(columns: Mapping[str, str], found: Sequence[Sequence[Mapping[str, Any]]]) -> Iterable[str]:
-    """A row for each fault of which every time is one of these columns: key of the time -> heading."""
-    of_these = [one for one in found if {key for key in one[-1] if key.endswith("_s")} - {"at_s"} <= set(columns)]
+    """A row for each fault whose times are among these columns: key of the time -> heading. Without columns, for each
+    that has no times: nobody measures them, or no try came so far."""
+    of_these = [one for one in found if times_of(one) <= set(columns) and bool(times_of(one)) is bool(columns)]
     if of_these:
         headings = [f"{heading}: median, worst" for heading in columns.values()]
         yield f"| {' | '.join(['fault', 'tries', *headings, 'tries in which anything was lost'])} |"
@@ -62,11 +74,17 @@ def table(columns: Mapping[str, str], found: Sequence[Sequence[Mapping[str, Any]
     yield ""
 
 
+def times_of(of_one_fault: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys of what any of the tries has measured: one that failed lacks some."""
+    return {key for a_try in of_one_fault for key in a_try if key.endswith("_s")} - {"at_s"}
+
+
 def soak_rows() -> Iterable[str]:
     for soak in tries(file_of(SOAK)):
         minutes, runs = soak["seconds"] / 60, sum(soak["runs"].values())
         yield f"{minutes:.0f} minutes, seed {soak['seed']}: {len(soak['faults'])} faults; {runs} runs with"
-        yield f"{soak['rounds']} rounds in all, 0 lost. Memory of a process of each kind:"
+        came_of_it = "nothing was lost" if soak["held"] else "it DID NOT HOLD"
+        yield f"{soak['rounds']} rounds in all; {came_of_it}. Memory of a process of each kind:"
         yield ""
         yield "| kind | first third | last third |"
         yield "|---|---|---|"
@@ -80,6 +98,7 @@ def report() -> Iterable[str]:
     yield from table({"back_s": "the service answers again after", "later_s": "the run ends later by"}, found)
     yield from table({"again_s": "first message of the round that is done again after"}, found)
     yield from table({"told_s": "noticed, or the round closed, after", "rejoined_s": "works again after"}, found)
+    yield from table({}, found)
     yield from soak_rows()
 
 

@@ -7,18 +7,20 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federator.contract import ClientState, OutagePolicy
+from safetensors.numpy import load_file
 
 from hub_service.aggregators.events import MODEL_FILE
 from hub_service.domain.runs import EventKind, RunEvent
 from tests.fakes.fleet import PROJECT, Fleet, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.fakes.node_process import Site, approve
-from tests.reliability import record
+from tests.reliability import measuring
 
 # Trains for as long as the folder has a file of the site and round; says so by another file.
 TRAIN = """
@@ -34,10 +36,16 @@ GRACE_S = 3.0  # more than a client needs to come back after its connection was 
 
 
 class Scene:
-    """Three sites, of which the last holds its training of round 2."""
+    """Three sites, of which the last holds its training of round 2.
+
+    Attributes:
+        measured: where to put times, for tests of a fault with a name.
+    """
 
     def __init__(self, it: Fleet, server: str, train: str = "") -> None:
         self.it = it
+        self.measured: dict[str, Any] = {}
+        self.run_id = "r1"
         self.app = averaging_app(train or TRAIN.format(folder=str(it.folder)), server)
         approve(it, self.app)
         self.sites = [Site(it, name, target) for target, name in enumerate(NAMES, start=1)]
@@ -64,18 +72,31 @@ class Scene:
     async def start(self, policy: OutagePolicy, rounds: int = 3, grace_s: float = GRACE_S) -> None:
         await asyncio.gather(*(site.start() for site in self.sites))
         await asyncio.gather(*(site.says(ClientState.READY) for site in self.sites))
-        await self.it.start_run(self.app, self.sites, rounds=rounds, on_outage=policy, grace_s=grace_s)  # type: ignore[arg-type]
+        await self.start_run(policy, rounds, grace_s)
+
+    async def start_run(self, policy: OutagePolicy, rounds: int, grace_s: float) -> None:
+        wanted: dict[str, Any] = {"run_id": self.run_id, "rounds": rounds, "on_outage": policy, "grace_s": grace_s}
+        await self.it.start_run(self.app, self.sites, **wanted)  # type: ignore[arg-type]
 
     async def event(self, wanted: Callable[[RunEvent], bool]) -> RunEvent:
-        return next(filter(wanted, await self.it.events(wanted)))
+        return next(filter(wanted, await self.it.events(wanted, self.run_id)))
+
+    async def model_at_its_end(self) -> tuple[list[RunEvent], dict[str, bytes]]:
+        """Of a run that finishes by itself: its events, and the bits of its model."""
+        events = await self.it.end_of_run(self.run_id)
+        assert events[-1].kind is EventKind.FINISHED, events[-1]
+        arrays = load_file(self.it.backend.run_folder(PROJECT, self.run_id) / MODEL_FILE)
+        return events, {name: array.tobytes() for name, array in arrays.items()}
 
 
 @asynccontextmanager
-async def scene(folder: Path, server: str = SERVER, train: str = "") -> AsyncIterator[Scene]:
+async def scene(folder: Path, server: str = SERVER, train: str = "", fault: str = "") -> AsyncIterator[Scene]:
+    """Args: fault: what the test is a try of, in the words of the table. What becomes of the block is written down."""
     async with fleet(folder) as it:
         it_all = Scene(it, server, train)
         try:
-            yield it_all
+            with measuring(fault) if fault else nullcontext(it_all.measured) as it_all.measured:
+                yield it_all
         finally:
             await asyncio.gather(*(site.end() for site in it_all.sites))
 
@@ -104,7 +125,7 @@ def replied(site: Site, number: int) -> Callable[[RunEvent], bool]:
 
 async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attempt: int) -> None:
     """Its new client is the same node, and is handed the message that the old one had."""
-    async with scene(tmp_path) as at:
+    async with scene(tmp_path, fault="site killed while it trains: wait") as at:
         at.hold(2)
         await at.start(OutagePolicy.WAIT, grace_s=1.0)
         await at.trains(2)
@@ -114,7 +135,7 @@ async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attemp
         outage = await at.event(waited_for(at.lost))
         assert outage.round == 2
         assert outage.at - outage.seconds == pytest.approx(killed_at, abs=3.0)
-        told_s = outage.at - killed_at
+        at.measured["told_s"] = outage.at - killed_at
         await at.event(lambda event: waited_for(at.lost)(event) and event.seconds >= 1.0)  # for the owner's notice
         assert not any(map(round_ended(2), await at.it.events(waited_for(at.lost))))
         at.release(2)
@@ -125,19 +146,22 @@ async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attemp
         for site in at.sites:
             assert answers(events, site) == {1: "", 2: "", 3: ""}
         assert [event.text for event in events if event.kind is EventKind.OUTAGE][-1] == ""
-        answered = next(filter(replied(at.lost, 2), events))
-        record("site killed while it trains: wait", told_s=told_s, rejoined_s=answered.at - started_at, held=True)
+        at.measured["rejoined_s"] = next(filter(replied(at.lost, 2), events)).at - started_at
 
 
 @pytest.mark.parametrize("policy", [OutagePolicy.WAIT, OutagePolicy.CONTINUE])
 async def test_a_site_killed_at_a_random_moment_is_counted_once(
     tmp_path: Path, policy: OutagePolicy, attempt: int
 ) -> None:
-    """It is begun anew before the grace time is over: it takes part in every round, once."""
+    """It is begun anew before the grace time is over: it takes part in every round, once, and the model shows it."""
     seed = random.SystemRandom().randrange(10**6)
     draw = random.Random(seed)  # noqa: S311 - no secret
-    async with scene(tmp_path, train="import time\ntime.sleep(0.3)") as at:
+    fault = f"site killed at a random moment: {policy}"
+    async with scene(tmp_path, train="import time\ntime.sleep(0.3)", fault=fault) as at:
         await at.start(policy, rounds=4, grace_s=60.0)
+        _, undisturbed = await at.model_at_its_end()
+        at.run_id = "r2"
+        await at.start_run(policy, rounds=4, grace_s=60.0)
         number, at_s = draw.randint(1, 3), draw.uniform(0, 0.6)
         print(f"seed {seed}: {at_s:.2f} s into round {number}")  # noqa: T201 - shown where it fails
         await at.event(lambda event: event.kind is EventKind.SENT and event.round == number)
@@ -145,16 +169,16 @@ async def test_a_site_killed_at_a_random_moment_is_counted_once(
         await at.lost.kill()
         started_at = time.time()
         await at.lost.start()
-        events = await at.it.end_of_run()
-        assert events[-1].kind is EventKind.FINISHED
+        events, model = await at.model_at_its_end()
         for site in at.sites:
             assert answers(events, site) == {1: "", 2: "", 3: "", 4: ""}
+        assert model == undisturbed
         back = next(event for event in events if event.at > started_at and event.node_id == at.lost.node_id)
-        record(f"site killed at a random moment: {policy}", rejoined_s=back.at - started_at, held=True)
+        at.measured["rejoined_s"] = back.at - started_at
 
 
 async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path, attempt: int) -> None:
-    async with scene(tmp_path) as at:
+    async with scene(tmp_path, fault=f"site killed while it trains: go on after {GRACE_S:g} s") as at:
         at.hold(2)
         at.hold(3, "a")  # until the lost site is back
         await at.start(OutagePolicy.CONTINUE, rounds=4)
@@ -163,13 +187,14 @@ async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path, 
         await at.lost.kill()
         killed_at = time.time()
         ended = await at.event(round_ended(2))
+        at.measured["told_s"] = ended.at - killed_at
         assert GRACE_S <= ended.at - killed_at < GRACE_S + 10
         await at.trains(3, "a")
         at.release(2)
         started_at = time.time()
         await at.lost.start()
         await at.lost.says(ClientState.READY)
-        rejoined_s = time.time() - started_at
+        at.measured["rejoined_s"] = time.time() - started_at
         at.release(3, "a")
         events = await at.it.end_of_run()
         assert events[-1].kind is EventKind.FINISHED
@@ -178,12 +203,10 @@ async def test_continue_leaves_the_site_out_and_lets_it_back_in(tmp_path: Path, 
         assert set(mine) == {1, 2, 4}
         assert mine[2].startswith("left out: nothing was heard of this site for")
         assert mine[1] == mine[4] == ""
-        name = f"site killed while it trains: go on after {GRACE_S:g} s"
-        record(name, told_s=ended.at - killed_at, rejoined_s=rejoined_s, held=True)
 
 
 async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path, attempt: int) -> None:
-    async with scene(tmp_path) as at:
+    async with scene(tmp_path, fault=f"site killed while it trains: stop after {GRACE_S:g} s") as at:
         at.hold(2)
         await at.start(OutagePolicy.STOP)
         await at.trains(2)
@@ -198,8 +221,7 @@ async def test_stop_ends_the_run_and_keeps_the_last_model(tmp_path: Path, attemp
         )
         assert [event.round for event in events if event.kind is EventKind.MODEL] == [1]
         assert (at.it.backend.run_folder(PROJECT, "r1") / MODEL_FILE).exists()
-        name = f"site killed while it trains: stop after {GRACE_S:g} s"
-        record(name, told_s=events[-1].at - killed_at, held=True)
+        at.measured["told_s"] = events[-1].at - killed_at
 
 
 async def test_with_nobody_left_it_waits(tmp_path: Path) -> None:

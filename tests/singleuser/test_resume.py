@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from statistics import median
 
 import numpy as np
@@ -19,7 +20,7 @@ from hub_service.run_history import standing
 from tests.fakes.driven_fleet import DrivenFleet, driven_fleet
 from tests.fakes.federation import ANNA
 from tests.fakes.flower_apps import SERVER, averaging_app
-from tests.reliability import record
+from tests.reliability import measuring
 
 SEED = int(os.environ.get("RESUME_SEED", 0)) or random.SystemRandom().randrange(10**6)
 KILLS = int(os.environ.get("RESUME_KILLS", "2"))
@@ -135,20 +136,22 @@ async def test_killed_at_random_points_the_model_is_the_same_bit_for_bit(
     assert at.run(undisturbed).resumed == 0
     run_id = at.start_run(ROUNDS)
     recoveries = []
-    for number in sorted(draw.sample(range(1, ROUNDS + 1), KILLS)):
-        when = draw.randrange(1, len(of_round(at.events(undisturbed), number)))
-        await at.until(lambda number=number, when=when: len(of_round(at.events(run_id), number)) >= when)
-        serverapp, superlink = draw.choice([(True, False), (False, True), (True, True)])
-        killed = at.kill(serverapp=serverapp, superlink=superlink)
-        back, seconds = await resumed(at, run_id, killed)
-        assert back.round in (number - 1, number)
-        recoveries.append(seconds)
-        record(f"aggregator alone killed, {name}", again_s=seconds, held=True)
-    run = await at.ended(run_id)
-    assert (run.status, run.round, run.resumed) == (RunStatus.FINISHED, ROUNDS, KILLS)
-    assert_same_model(at, undisturbed, run_id)
-    rounds = [one.evaluate for one in at.federation.coordinator.run(ANNA, run_id).rounds]
-    assert rounds == [one.evaluate for one in at.federation.coordinator.run(ANNA, undisturbed).rounds]
+    with ExitStack() as kills:  # whether each of them held shows at the end of the run
+        for number in sorted(draw.sample(range(1, ROUNDS + 1), KILLS)):
+            when = draw.randrange(1, len(of_round(at.events(undisturbed), number)))
+            await at.until(lambda number=number, when=when: len(of_round(at.events(run_id), number)) >= when)
+            serverapp, superlink = draw.choice([(True, False), (False, True), (True, True)])
+            measured = kills.enter_context(measuring(f"aggregator alone killed, {name}"))
+            killed = at.kill(serverapp=serverapp, superlink=superlink)
+            back, seconds = await resumed(at, run_id, killed)
+            measured["again_s"] = seconds
+            assert back.round in (number - 1, number)
+            recoveries.append(seconds)
+        run = await at.ended(run_id)
+        assert (run.status, run.round, run.resumed) == (RunStatus.FINISHED, ROUNDS, KILLS)
+        assert_same_model(at, undisturbed, run_id)
+        rounds = [one.evaluate for one in at.federation.coordinator.run(ANNA, run_id).rounds]
+        assert rounds == [one.evaluate for one in at.federation.coordinator.run(ANNA, undisturbed).rounds]
     with capsys.disabled():
         print(f"\n{name}: {KILLS} kills, median {median(recoveries):.2f} s, worst {max(recoveries):.2f} s")  # noqa: T201
     assert max(recoveries) < RECOVERY_S
