@@ -5,7 +5,9 @@ export PYTHONUNBUFFERED := 1
 CHAOS := tests/system/test_recovery.py tests/system/test_soak.py tests/system/test_bad_links.py \
 	tests/singleuser/test_resume.py tests/singleuser/test_outages.py tests/contract/test_database_outage.py
 
-.PHONY: help demo test chaos bench lint audit sbom format docs setup clean
+FUZZ := tests/web/test_openapi_fuzz.py tests/singleuser/test_hostile_fleet.py
+
+.PHONY: help demo test chaos fuzz bench lint audit sbom format docs setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +20,9 @@ test: setup ## Run every test this machine can run; what is left out is named.  
 
 chaos: setup ## Kill everything again and again, for hours; figures below test-output/reliability.  TRIES=25  MINUTES=120
 	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) --cut-seconds 360 $(or $(ARGS),$(CHAOS))
+
+fuzz: setup ## Send broken requests to the API and to the gateway for a night.  CASES=100000  SEED=7
+	@FUZZ_CASES=$(or $(CASES),100000) FUZZ_SEED=$(or $(SEED),7) $(PY) -m pytest $(FUZZ) $(ARGS)
 
 bench: setup ## Measure, and print a table.  GROUPS="rounds big": these only.  ARGS=--without-peers: ours only
 	@$(PY) -m tests.bench $(ARGS) $(GROUPS)

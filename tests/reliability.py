@@ -16,6 +16,7 @@ from typing import Any
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "test-output" / "reliability"
 SOAK = "soak"
+REVOKED = "revoked: "  # what begins so is a right that was taken back, and no fault
 MEGABYTE = 1 << 20
 
 
@@ -97,7 +98,10 @@ def report() -> Iterable[str]:
     found = [tries(path) for path in sorted(RELIABILITY.glob("*.jsonl")) if path != file_of(SOAK)]
     yield from table({"back_s": "the service answers again after", "later_s": "the run ends later by"}, found)
     yield from table({"again_s": "first message of the round that is done again after"}, found)
-    yield from table({"told_s": "noticed, or the round closed, after", "rejoined_s": "works again after"}, found)
+    revoked = [one for one in found if one[-1]["fault"].startswith(REVOKED)]
+    faults = [one for one in found if one not in revoked]
+    yield from table({"told_s": "noticed, or the round closed, after", "rejoined_s": "works again after"}, faults)
+    yield from table({"told_s": "refused after"}, revoked)
     yield from table({}, found)
     yield from soak_rows()
 

@@ -322,6 +322,17 @@ class TestSqliteThatTakesNothing:
         store.put_project(large)
         assert store.project("p1") == large
 
+    def test_who_reads_meanwhile_does_not_block_it(self, store: SqlStore, file: Path) -> None:
+        """As a backup does, or an administrator who looks at the file; and what is half written, nobody reads."""
+        with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+            assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            reader.execute("BEGIN")
+            before = reader.execute("SELECT count(*) FROM members").fetchone()
+            store.put_member(MEMBER)  # not refused as locked
+            assert reader.execute("SELECT count(*) FROM members").fetchone() == before == (0,)
+            reader.execute("COMMIT")
+            assert reader.execute("SELECT count(*) FROM members").fetchone() == (1,)
+
     def test_another_program_that_locks_it(self, store: SqlStore, file: Path) -> None:
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -790,7 +790,7 @@ class TestTenancy:
                 call()
 
 
-async def test_every_decision_is_one_line_of_a_whole_log(federation: Federation) -> None:
+async def test_the_decisions_on_a_project_are_noted_in_their_order(federation: Federation) -> None:
     project_id, _, participation_id = await federation.ready_project()
     key = federation.participation(participation_id).public_key
     assert key is not None

@@ -7,11 +7,12 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from federator import logs
 from federator.contract import ApprovalState, ClientState, Route
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
 
 from hub_service.changes import project_topic
 from hub_service.domain.runs import EventKind, RunEvent
@@ -61,7 +62,35 @@ async def written(world: World, text: str, folder: Path) -> dict[str, str]:
     newer = world.add_file(project_id, "newer.ipynb", notebook(f"{CELL}# {text} again\n")).fab_hash
     coordinator.decide(sue, project_id, newer, "slides", "south", ApprovalState.REJECTED, reason=text)
     world.changes.announce(project_topic(project_id))
-    return {"project_id": project_id, "fab_hash": fab_hash, "newer": newer, "run_id": run_id}
+    flying = await in_flight(world, text)
+    await world.backend.start(project_id)  # an aggregator without a run
+    node = await with_supernode(world, text)
+    ids = {"project_id": project_id, "fab_hash": fab_hash, "newer": newer, "run_id": run_id}
+    return ids | {"flying": flying, "participation_id": node}
+
+
+async def in_flight(world: World, text: str) -> str:
+    """A project with a run whose phase is the text; its id."""
+    ada, coordinator = world.principal("ada"), world.coordinator
+    project_id = coordinator.create_project(ada, text, text).id
+    fab_hash = world.add_app(project_id, source=f"{CELL}# in flight\n")
+    await coordinator.invite(ada, project_id, "ben")
+    for user, steward, site in (("ada", "norma", "north"), ("ben", "sue", "south")):
+        coordinator.join(world.principal(user), project_id, "scans")
+        coordinator.decide(world.principal(steward), project_id, fab_hash, "scans", site, ApprovalState.APPROVED)
+    run_id = world.start_run(project_id)
+    world.store.put_run(replace(world._run(run_id), phase=text))
+    return project_id
+
+
+async def with_supernode(world: World, text: str) -> str:
+    """A project with a site that has no notebook servers; the id of that site's participation."""
+    ada, coordinator = world.principal("ada"), world.coordinator
+    project_id = coordinator.create_project(ada, text, text).id
+    world.add_app(project_id, source=f"{CELL}# without servers\n")
+    await coordinator.invite(ada, project_id, "hana")
+    coordinator.join(world.principal("hana"), project_id, "slides")
+    return world.participation(project_id, "hana")
 
 
 LOOKS = (
@@ -76,7 +105,21 @@ LOOKS = (
     ("sue", "approvals/{project_id}/{newer}/south/slides?show=all"),
     ("ben", "panel"),
     ("ben", "../../hub/home"),
+    ("hana", ""),
+    ("stan", "approvals"),
+    ("stan", "participations/{participation_id}/node"),
+    ("robin", "administration"),
+    ("robin", "projects/{project_id}/delete"),
 )
+
+
+async def holds_text(page: Page, where: str, *, shown: bool = True) -> None:
+    """What was written made no element and ran nothing; and it is there to be read, where the page shows it."""
+    assert await page.locator(f"[{MARK}], a[href^='javascript']").count() == 0, where
+    assert await page.evaluate("typeof owned") == "undefined", where
+    assert "49" not in await page.title()
+    if shown:
+        assert MARK in await page.locator("body").inner_text(), where
 
 
 @pytest.mark.needs_browser
@@ -85,7 +128,7 @@ async def test_what_people_write_is_text_on_every_page(world: World, tmp_path: P
     ids = await written(world, text, tmp_path)
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for name in ("ada", "ben", "sue"):
+        for name in dict.fromkeys(who for who, _ in LOOKS):
             context = await chromium.new_context()
             origin = world.url.partition("/services")[0]
             await context.add_cookies([{"name": "fake-hub-login", "value": name, "url": origin}])
@@ -105,14 +148,47 @@ async def test_what_people_write_is_text_on_every_page(world: World, tmp_path: P
                     await page.wait_for_function(
                         "text => document.getElementById('log-lines').textContent.includes(text)", arg=text
                     )
-                assert await page.locator(f"[{MARK}], a[href^='javascript']").count() == 0, address
-                assert await page.evaluate("typeof owned") == "undefined", address
-                assert "49" not in await page.title()
-                shown = await page.locator("body").inner_text()
-                if address not in ("projects/new",):
-                    assert MARK in shown, address
+                await holds_text(page, address, shown=address != "projects/new")
+                if address == "administration":  # a run, an aggregator without one, and a client are shown
+                    for button in ("Begin anew", "End it", "Disconnect"):
+                        assert await page.get_by_role("button", name=button).count() > 0, button
             assert not [one for one in complaints if "Content Security Policy" in one], complaints
             await context.close()
+        await chromium.close()
+
+
+@pytest.mark.needs_browser
+@pytest.mark.parametrize("text", TEXTS, ids=["breaks out", "link and script"])
+async def test_what_a_form_repeats_is_text(world: World, text: str) -> None:
+    """A refusal, a form that is shown again, the preview of a new project, and an address that leads nowhere."""
+    project_id = world.project()
+    content = notebook(f"{CELL}\n# {text}\nWORDS = {text!r}\n")
+    file = {"name": f"{text.replace('/', '')}.ipynb", "mimeType": "application/json"}
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        context = await chromium.new_context()
+        await context.add_cookies(
+            [{"name": "fake-hub-login", "value": "ada", "url": world.url.partition("/services")[0]}]
+        )
+        page = await context.new_page()
+        await page.goto(f"{world.url}projects/{project_id}")
+        await page.fill("[name=user]", text)
+        async with page.expect_navigation():
+            await page.press("[name=user]", "Enter")
+        assert "There is no user" in await page.locator("body").inner_text()
+        await holds_text(page, "a refused invitation")
+
+        for step, app in (("refused", notebook(f"WORDS = {text!r}\n")), ("preview", content)):
+            await page.goto(f"{world.url}projects/new")
+            await page.set_input_files("#app", {**file, "buffer": app})
+            await page.fill("[name=name]", text)
+            await page.fill("[name=description]", text)
+            async with page.expect_navigation():
+                await page.click("button[value=preview]")
+            await holds_text(page, step)
+            assert await page.input_value("[name=name]") == text
+        await page.goto(f"{world.url}projects/{quote(text, safe='')}")
+        await holds_text(page, "an address", shown=False)
         await chromium.close()
 
 

@@ -1,14 +1,13 @@
 """Schemathesis on the served OpenAPI document: every operation, by several people, with fitting and odd requests.
 
-No answer is an error of the service or tells of its insides, and each is what the document says. The requests are the
-same in each run; `FUZZ_CASES` and `FUZZ_SEED` are as for tests/singleuser/test_hostile_fleet.py.
+No answer is an error of the service or tells of its insides, each is what the document says, and no memory is kept. The
+requests are the same in each run; `FUZZ_CASES` and `FUZZ_SEED` are as for tests/singleuser/test_hostile_fleet.py.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,7 @@ from schemathesis.specs.openapi.checks import (
 
 from hub_service.web.openapi import document
 from hub_service.web.schema import OPERATIONS
-from tests.fakes.hub import FakeHub
-from tests.fakes.web_world import UNLIMITED, World, served_world
+from tests.fakes.fuzzed_service import Served, fuzzed_service
 
 PEOPLE = {"owner": "ada", "steward": "sue", "stranger": "cleo", "nobody": None}
 CASES = int(os.environ.get("FUZZ_CASES", "9000")) // 3  # over all people and operations
@@ -45,56 +43,30 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+OUTPUT = Path(__file__).resolve().parents[2] / "test-output"
+MOST_GROWTH = 16 << 20  # bytes
 TELLTALES = ("Traceback", '.py"', "/site-packages/", "hub_service.")
 ENDLESS = {f"/{Route.EVENTS}"}
 
 
-@dataclass(frozen=True)
-class Served:
-    """A service in a thread of its own, with a project in it."""
+@dataclass
+class Watched:
+    """The service, and how much memory it had once everything had been asked of it, by the first of the people."""
 
-    url: str
-    tokens: dict[str, dict[str, str]]  # headers by person
-    ids: dict[str, str]  # of what is in the project, by the name of the path's parameter
+    served: Served
+    asked: int = 0  # how many operations, by how many people
+    before: int = 0
+
+    def was_asked(self) -> None:
+        self.asked += 1
+        if self.asked == len(LABELS):
+            self.before = self.served.memory()
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("fuzzed")
-    loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    found: list[Served] = []
-
-    async def serve() -> None:
-        async with served_world(folder, FakeHub(), UNLIMITED) as world:
-            found.append(await _with_a_project(world, folder))
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(30)
-    yield found[0]
-    loop.call_soon_threadsafe(over.set)
-    thread.join()
-    loop.close()
-
-
-async def _with_a_project(world: World, folder: Path) -> Served:
-    project_id, fab_hash = await world.shared_project()
-    run_id = world.start_run(project_id)
-    world.report_round(project_id, run_id, 1)
-    world.finish_run(project_id, run_id, b"weights", folder)
-    ids = {
-        "project_id": project_id,
-        "fab_hash": fab_hash,
-        "run_id": run_id,
-        "participation_id": world.participation(project_id, "ben"),
-        "user": "ben",
-        "site": "south",
-        "name": "tabular",
-        "dataset": "slides",
-    }
-    return Served(world.url, {name: world.person(name).headers for name in PEOPLE.values() if name}, ids)
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with fuzzed_service(tmp_path_factory.mktemp("fuzzed")) as served:
+        yield Watched(served)
 
 
 SCHEMA = schemathesis.openapi.from_dict(document())
@@ -103,11 +75,12 @@ LABELS = [f"{method.upper()} {path}" for path, operations in document()["paths"]
 
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("role", PEOPLE)
-def test_no_request_is_too_odd(served: Served, role: str, label: str) -> None:
+def test_no_request_is_too_odd(watched: Watched, role: str, label: str) -> None:
+    served = watched.served
     method, _, path = label.partition(" ")
     operation = SCHEMA[path][method]
     name = PEOPLE[role]
-    headers = served.tokens[name] if name else {}
+    headers = served.headers[name] if name else {}
     strategies = [operation.as_strategy(mode) for mode in GenerationMode]
 
     @settings(max_examples=EACH, database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -123,6 +96,17 @@ def test_no_request_is_too_odd(served: Served, role: str, label: str) -> None:
 
     with requests.Session() as session:
         ask()
+    watched.was_asked()
+
+
+def test_the_memory_is_given_back(watched: Watched) -> None:
+    """Whatever was asked above. The figure is kept in test-output/openapi-fuzz.json."""
+    assert watched.asked == len(LABELS) * len(PEOPLE), "it measures what the tests above have done: run them, too"
+    growth = watched.served.memory() - watched.before
+    OUTPUT.mkdir(exist_ok=True)
+    report = {"cases": EACH * watched.asked, "seed": SEED, "growth in bytes": growth}
+    (OUTPUT / "openapi-fuzz.json").write_text(json.dumps(report))
+    assert growth < MOST_GROWTH
 
 
 def _name_what_there_is(case: Case, ids: dict[str, str]) -> None:

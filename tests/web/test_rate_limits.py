@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from federator import service_client
-from federator.contract import Route
+from federator.contract import ApprovalState, Route
 from federator.service_client import Access, AsyncServiceClient, Refused, ServiceClient, Unreachable
 
+from hub_service.gateway.gateway import Gateway, TooOften
 from hub_service.rate_limits import LIMITS, Counted, RateLimits
+from tests.fakes.aggregators import FakeAggregators
+from tests.fakes.fleet import Member
 from tests.fakes.hub import FakeHub
+from tests.fakes.signing import signed
 from tests.fakes.web_world import World, notebook, path, plain, served_world
 
 FEW = {
@@ -101,6 +106,34 @@ def test_a_client_waits_no_longer_than_it_has_patience(monkeypatch: pytest.Monke
     with client, pytest.raises(Refused) as refused:
         client.call(service_client.get_home())
     assert (waited, refused.value.code) == ([25, 25], "too-many")
+
+
+async def test_a_site_whose_nodes_ask_too_often_waits(world: World, tmp_path: Path) -> None:
+    """Each of them less often than one node may. The nodes of other sites go on."""
+    project_id, fab_hash = await world.shared_project()
+    await world.coordinator.invite(world.principal("ada"), project_id, "cleo")
+    world.coordinator.join(world.principal("cleo"), project_id, "scans")
+    world.coordinator.decide(world.principal("sue"), project_id, fab_hash, "scans", "south", ApprovalState.APPROVED)
+    nodes = {name: Member(name, 0.0) for name in ("ada", "ben", "cleo")}
+    for name, node in nodes.items():
+        participation_id = world.participation(project_id, name)
+        world.coordinator.register_node(world.principal(name), participation_id, node.public_key)
+    gateway = Gateway(
+        grants=world.coordinator.node_grant,
+        backend=FakeAggregators(tmp_path),
+        seen=world.coordinator.node_seen,
+        cut_off=world.coordinator.node_cut_off,
+        clock=lambda: datetime.now(UTC),
+        rate_limits=RateLimits({**LIMITS, Counted.NODE: "4 per 1 minute", Counted.SITE_NODES: "5 per 1 minute"}),
+    )
+    for name in ("ben", "ben", "ben", "cleo", "cleo"):
+        gateway.admit(signed(nodes[name]), "192.0.2.1")
+    for name in ("ben", "cleo"):  # both of south
+        with pytest.raises(TooOften) as refused:
+            gateway.admit(signed(nodes[name]), "192.0.2.1")
+        assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
+    gateway.admit(signed(nodes["ada"]), "192.0.2.1")
+    await gateway.close()
 
 
 def test_what_is_counted_is_forgotten_in_time() -> None:
