@@ -3,7 +3,9 @@
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 CHAOS := tests/system/test_recovery.py tests/system/test_soak.py tests/system/test_bad_links.py \
-	tests/singleuser/test_resume.py tests/singleuser/test_outages.py tests/contract/test_database_outage.py
+	tests/singleuser/test_resume.py tests/singleuser/test_outages.py tests/singleuser/test_full_disk.py \
+	tests/singleuser/test_run_without_database.py tests/contract/test_database_outage.py \
+	tests/system/test_restart_in_upload.py
 
 FUZZ := tests/web/test_openapi_fuzz.py tests/singleuser/test_hostile_fleet.py
 
@@ -19,7 +21,7 @@ test: setup ## Run every test this machine can run; what is left out is named.  
 	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
 
 chaos: setup ## Kill everything again and again, for hours; figures below test-output/reliability.  TRIES=25  MINUTES=120
-	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) --cut-seconds 360 $(or $(ARGS),$(CHAOS))
+	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) --cut-seconds 360 --database-seconds 60 $(or $(ARGS),$(CHAOS))
 
 fuzz: setup ## Send broken requests to the API and to the gateway for a night.  CASES=100000  SEED=7
 	@FUZZ_CASES=$(or $(CASES),100000) FUZZ_SEED=$(or $(SEED),7) $(PY) -m pytest $(FUZZ) $(ARGS)

@@ -77,6 +77,7 @@ _left_out: Counter[str] = Counter()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-all", action="store_true", help="fail where the machine lacks what a test needs")
     parser.addoption("--tries", type=int, default=1, help="how often each fault of the recovery tests is tried")
+    parser.addoption("--database-seconds", type=float, default=0.0, help="how long a run's database stays away")
     parser.addoption("--cut-seconds", type=float, default=20.0, help="how long a site is cut off")
     parser.addoption("--soak-minutes", type=float, default=10.0, help="how long the soak takes")
 

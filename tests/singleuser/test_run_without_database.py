@@ -42,8 +42,10 @@ async def round_is_begun(run_folder: Path, number: int) -> None:
 @pytest.mark.needs_postgresql
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_the_run_goes_on_and_every_round_is_there(
-    tmp_path: Path, store: SqlStore, cluster: Cluster, mode: str
+    tmp_path: Path, store: SqlStore, cluster: Cluster, mode: str, request: pytest.FixtureRequest
 ) -> None:
+    """`--database-seconds` is how long it stays away once rounds went on without it."""
+    away_s = request.config.getoption("--database-seconds")
     async with live(tmp_path, store) as it, followed(it) as stream:
         await until_ready(stream)
         run_id = it.start(4)
@@ -55,6 +57,7 @@ async def test_the_run_goes_on_and_every_round_is_there(
             it.let_go(number)
         [events_file] = (tmp_path / "state").rglob(EVENTS_FILE)
         await round_is_begun(events_file.parent, 4)  # those before went on without the database
+        await asyncio.sleep(away_s)  # the fault itself
         await asyncio.to_thread(cluster.start)
         back = time.monotonic()
         await stream.until("figure", has_points(3))
