@@ -44,6 +44,10 @@ def test_ours_are_restricted_and_only_the_proxy_has_a_port() -> None:
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
 
 
+def test_no_log_grows_for_ever() -> None:
+    assert all(service["logging"]["options"].keys() >= {"max-size", "max-file"} for service in SERVICES.values())
+
+
 def test_files_that_are_mounted_are_there() -> None:
     mounted = [volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
     ours = [path for path in mounted if path.startswith("./")]
