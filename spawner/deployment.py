@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
-from spawner.sites import ContainerSite, EmbeddedSite, Site, SupernodeSite
+from spawner.sites import ContainerSite, EmbeddedSite, EngineTable, Site, SupernodeSite
 from spawner.sso import Sso
 from spawner.tables import (
     ExistingFile,
-    ExistingFolder,
     Origin,
     Problem,
     RelativePath,
@@ -160,11 +159,11 @@ class LocalAggregators(Table):
     kind: Literal["local"] = "local"
 
 
-class DockerAggregators(Table):
+class DockerAggregators(EngineTable):
     """`[aggregators]` with `kind = "docker"`: containers without a network, on an engine of the Hub's own machine.
 
     Attributes:
-        engine: where the engine listens. The service and the engine share a file system.
+        engine: the service and the engine share a file system.
         cpus, memory: limits of each of an aggregator's two containers.
         disk: what a run may write.
         hours: how long a run may take.
@@ -172,7 +171,6 @@ class DockerAggregators(Table):
 
     kind: Literal["docker"]
     engine: Text = "unix:///var/run/docker.sock"
-    tls_dir: ExistingFolder | None = None
     image: Text
     cpus: float = Field(default=2.0, gt=0)
     memory: ByteSize = Field(default=ByteSize(8 * 1024**3), ge=512 * 1024**2)

@@ -69,6 +69,42 @@ class SiteDataset(DatasetTable):
         return self
 
 
+class EngineTable(Table):
+    """What everybody declares who has a Docker engine. An open one on TCP is refused.
+
+    Attributes:
+        engine: where it listens.
+        tls_dir: folder with ca.pem, cert.pem and key.pem for an engine on TCP.
+    """
+
+    engine: Text
+    tls_dir: ExistingFolder | None = None
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_address(cls, engine: str) -> str:
+        parts = urlsplit(engine)
+        if (parts.scheme == "unix" and parts.path.startswith("/")) or (
+            parts.scheme == "tcp" and parts.hostname and parts.port
+        ):
+            return parts.scheme + engine[len(parts.scheme) :]  # small letters: everybody else compares it with "tcp"
+        raise ValueError("is no engine's address; write tcp://host:2376 or unix:///var/run/docker.sock")
+
+    @model_validator(mode="after")
+    def _tls_where_it_is_needed(self) -> EngineTable:
+        if (self.tls_dir is None) == self.engine.startswith("tcp:"):
+            raise ValueError(
+                "`tls_dir` goes with an engine on tcp://, and only with one: whoever reaches an open engine owns the "
+                "machine. `python -m spawner.admin certificates` makes the files"
+            )
+        missing = [name for name in TLS_FILES if self.tls_dir and not (self.tls_dir / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"`tls_dir` lacks {', '.join(missing)}; `python -m spawner.admin certificates` makes all three"
+            )
+        return self
+
+
 class SiteTable(Table):
     """What every kind of site declares.
 
@@ -114,20 +150,17 @@ class SupernodeSite(SiteTable):
         return True
 
 
-class ContainerSite(SiteTable):
+class ContainerSite(EngineTable, SiteTable):
     """A site whose servers are containers. What one may do is the same at every such site.
 
     Attributes:
-        engine: where the Docker engine, or a manager of the Swarm, listens.
-        tls_dir: folder with ca.pem, cert.pem and key.pem for an engine on TCP.
+        engine: of a Swarm, one of its managers.
         image: of the notebook servers; by digest, so that it is the one that the site's auditor has read.
         hub_url: the Hub's origin as the site sees it, where that differs from `hub.public_url`.
         hub_address: IPv4 address of the host in `hub_url`; servers have no DNS.
         cpus, memory: limits of each server.
     """
 
-    engine: Text
-    tls_dir: ExistingFolder | None = None
     image: Text
     network: VolumeName = NETWORK
     hub_url: Origin | None = None
@@ -140,16 +173,6 @@ class ContainerSite(SiteTable):
     def isolates(self) -> bool:
         """Whether the site's users are kept from each other, from other sites and from the Hub's files."""
         return True
-
-    @field_validator("engine")
-    @classmethod
-    def _engine_address(cls, engine: str) -> str:
-        parts = urlsplit(engine)
-        if parts.scheme == "unix" and parts.path.startswith("/"):
-            return engine
-        if parts.scheme == "tcp" and parts.hostname and parts.port:
-            return engine
-        raise ValueError("is no engine's address; write tcp://host:2376 or unix:///var/run/docker.sock")
 
     @field_validator("network")
     @classmethod
@@ -165,20 +188,6 @@ class ContainerSite(SiteTable):
         if "@" not in name and ":" not in name:
             raise ValueError("names no version; write name@sha256:... (best) or name:tag")
         return image
-
-    @model_validator(mode="after")
-    def _tls_where_it_is_needed(self) -> ContainerSite:
-        if (self.tls_dir is None) == self.engine.startswith("tcp:"):
-            raise ValueError(
-                "`tls_dir` goes with an engine on tcp://, and only with one: whoever reaches an open engine owns the "
-                "machine. `python -m spawner.admin certificates` makes the files"
-            )
-        missing = [name for name in TLS_FILES if self.tls_dir and not (self.tls_dir / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"`tls_dir` lacks {', '.join(missing)}; `python -m spawner.admin certificates` makes all three"
-            )
-        return self
 
     @property
     def engine_host(self) -> str | None:

@@ -29,7 +29,8 @@ NOTEBOOKS = ROOT / "hub_service" / "starters"
 def main() -> int:
     options = parse_options()
     display = Display()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is ended
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the latter is what a terminal says that is closed
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # so that everything started is ended
     display.headline(
         "Notebook Federator",
         "Three hospitals train one model. No patient's data leaves its hospital.\n"

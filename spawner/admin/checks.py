@@ -42,6 +42,9 @@ from spawner.swarm_site_spawner import NODE_LABEL
 SITE_TIME_S = 300.0
 """All checks of one site; one that takes longer is told as failed."""
 
+CLEAN_UP_S = 30.0
+"""How long a look that has no more time waits for what it made at the site to be removed."""
+
 CLIENT_DISTRIBUTION = "notebook-federator-client"
 RENEW_WITHIN = timedelta(days=30)
 CLOCK_LIMIT_S = 5.0
@@ -418,9 +421,8 @@ async def _isolation(under_test: SiteUnderTest) -> Sequence[Result]:
     try:
         results = await asyncio.shield(probing)
     except asyncio.CancelledError:
-        # The thread goes on, to remove what it made.
-        with contextlib.suppress(ProbeError, EngineError):
-            await probing
+        # The thread goes on, to remove what it made; but for an engine that hangs, nobody waits for ever.
+        await asyncio.wait({probing}, timeout=CLEAN_UP_S)
         raise
     except (ProbeError, EngineError) as error:
         seen = f"the probes could not be tried: {error}"

@@ -19,6 +19,7 @@ import docker
 import requests
 from docker.errors import APIError, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.networks import Network
 
 from spawner.confinement import CONFINED, SERVER_USER
 from spawner.labels import PREFIX
@@ -27,6 +28,9 @@ from spawner.site.isolation import Endpoint
 
 CHECK_LABEL = PREFIX + "check"
 NEIGHBOUR_PORT = 8888
+PROBES_TIME_S = 60.0
+"""Far more than all probes take: what is dropped is waited for for three seconds, and all are tried at once."""
+
 EXPECTED_REFUSAL = "refused"
 EXPECTED_ANSWER = "answers"
 
@@ -240,7 +244,7 @@ def run_probes(
         _container(client, image, network, probe_arguments(targets), **AS_A_SERVER) as prober,
         _engine_errors(image, network),
     ):
-        status = prober.wait()["StatusCode"]
+        status = prober.wait(timeout=PROBES_TIME_S)["StatusCode"]
         return judge(prober.logs(stdout=True, stderr=status != 0).decode(), targets)
 
 
@@ -263,7 +267,7 @@ def surroundings(
             _remove_abandoned(client)
             gateway, subnet = _addresses(client.networks.get(network))
             other = client.networks.create(f"{network}-check", driver="bridge", labels={CHECK_LABEL: network})
-        made.callback(other.remove)
+        made.callback(_remove, other, image, network)
         neighbour = made.enter_context(_neighbour(client, image, network, gateway))
         outsider = made.enter_context(_neighbour(client, image, other.id, _addresses(other)[0]))
         yield Targets(
@@ -425,7 +429,12 @@ def _container(
             container.start()
         yield container
     finally:
-        container.remove(force=True)
+        _remove(container, image, network, force=True)
+
+
+def _remove(made: Container | Network, image: str, network: str, **options: bool) -> None:
+    with _engine_errors(image, network):
+        made.remove(**options)
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ class Browser:
     def __init__(self, origin: str) -> None:
         self.http = httpx.AsyncClient(base_url=origin, follow_redirects=True, timeout=60)
 
-    async def log_in(self, subject: str) -> httpx.Response:
+    async def log_in(self, subject: str, *, to: str = "/hub/home") -> httpx.Response:
         """Go through the identity provider and back; returns where that ends."""
-        page = await self.http.get("/hub/oauth_login", params={"next": "/hub/home"})
+        page = await self.http.get("/hub/oauth_login", params={"next": to})
         return await self.http.post(page.url, data={"sub": subject})
 
     async def start_server(self, username: str) -> None:

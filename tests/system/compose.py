@@ -84,6 +84,14 @@ class ComposeHub:
         """Kill a container's first process from outside, as a crash does: what Docker kills it does not start again."""
         self.machine.process(self.container(service)["State"]["Pid"]).kill()
 
+    def health(self, service: str) -> str:
+        """What the engine says of the service's health, once it does."""
+        deadline = time.monotonic() + START_PATIENCE_S
+        while (status := str(self.container(service)["State"]["Health"]["Status"])) == "starting":
+            assert time.monotonic() < deadline, self.compose("logs", "--tail", "40", service)
+            time.sleep(0.5)
+        return status
+
     def until_it_answers(self, *paths: str) -> None:
         """Wait for the Hub and its service, through the proxy."""
         deadline = time.monotonic() + START_PATIENCE_S

@@ -74,6 +74,11 @@ def test_only_the_proxy_is_reached_from_outside(hub: ComposeHub, service: str) -
     assert not hub.container(service)["HostConfig"]["PortBindings"]
 
 
+@pytest.mark.parametrize("service", ["hub", "service", "database"])
+def test_what_is_looked_after_is_healthy(hub: ComposeHub, service: str) -> None:
+    assert hub.health(service) == "healthy"
+
+
 async def test_the_journey_goes_through(project_id: str) -> None:
     assert project_id
 

@@ -191,7 +191,7 @@ async def test_a_server_is_one_task_on_the_sites_node(swarm: Swarm, amara: Brows
     assert await amara.run_cell("print(6 * 7)") == "42\n"
     (service,) = swarm.services(AMARA)
     spec = service["Spec"]
-    labels = {"server": "", "site": "st-anna", "user": amara.username}
+    labels = {"hub": swarm.stack.origin, "server": "", "site": "st-anna", "user": amara.username}
     assert spec["Labels"] == {f"org.notebook-federator.{name}": value for name, value in labels.items()}
     assert spec["Mode"] == {"Replicated": {"Replicas": 1}}
     task = spec["TaskTemplate"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spawner.admin import checks
 from spawner.admin.certificates import EngineHost, issue
 from spawner.admin.checks import Outcome, Result, check_site, node_result
 from spawner.deployment import Hub
@@ -80,3 +83,28 @@ def test_one_node_of_a_swarm_is_the_sites(nodes: list[dict[str, Any]], outcome: 
     assert result.outcome is outcome
     assert seen in result.seen
     assert bool(result.next_step) == (outcome is not Outcome.OK)
+
+
+async def test_a_look_from_inside_a_server_ends_in_time_where_the_engine_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung, begun = threading.Event(), threading.Event()
+
+    def hang(under_test: checks.SiteUnderTest) -> list[Any]:
+        begun.set()
+        hung.wait(30)
+        return []
+
+    monkeypatch.setattr(checks, "_probe", hang)
+    monkeypatch.setattr(checks, "CLEAN_UP_S", 0.1)
+    site = DockerSite(kind="docker", engine="unix:///not/asked", image="a:1", **PEOPLE)
+    under_test = checks.SiteUnderTest(
+        "st-anna", site, HUB, checks.engine_of(site), lambda: datetime.now(UTC), lambda: "0"
+    )
+    looking = asyncio.create_task(checks._isolation(under_test))
+    try:
+        assert await asyncio.to_thread(begun.wait, 10)
+        looking.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.wait({looking})
+        assert looking.cancelled()
+    finally:
+        hung.set()

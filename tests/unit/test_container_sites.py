@@ -136,6 +136,7 @@ def test_an_engine_on_the_hubs_machine_needs_no_certificates(folder: Path) -> No
         ({"engine": "tcp://engine.example"}, "engine: is no engine's address"),
         ({"engine": "unix://relative"}, "engine: is no engine's address"),
         ({"tls_dir": None}, "`tls_dir` goes with an engine on tcp://"),
+        ({"engine": "TCP://engine.example:2375", "tls_dir": None}, "`tls_dir` goes with an engine on tcp://"),
         ({"engine": "unix:///run/docker.sock"}, "`tls_dir` goes with an engine on tcp://, and only with one"),
         ({"tls_dir": "empty"}, "`tls_dir` lacks ca.pem, cert.pem, key.pem"),
         ({"image": "registry.example:5000/notebook"}, "image: names no version"),
@@ -183,6 +184,29 @@ def test_aggregators_in_the_hubs_account_do_not_go_with_engines(folder: Path) ->
     text = GOOD.replace('kind = "docker"\nimage = "aggregator@sha256:12"\nmemory = "2GiB"', 'kind = "local"')
     with pytest.raises(DeploymentError, match="aggregators: run in the Hub's account, where they can read the keys of"):
         loaded(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ('engine = "tcp://10.0.0.1:2375"', "`tls_dir` goes with an engine on tcp://"),
+        ('engine = "TCP://10.0.0.1:2375"', "`tls_dir` goes with an engine on tcp://"),
+        ('engine = "tcp://10.0.0.1:2376"\ntls_dir = "empty"', "`tls_dir` lacks ca.pem, cert.pem, key.pem"),
+        ('tls_dir = "tls"', "`tls_dir` goes with an engine on tcp://, and only with one"),
+        ('engine = "10.0.0.1"', "engine: is no engine's address"),
+    ],
+)
+def test_the_aggregators_engine_is_checked_as_a_sites(folder: Path, engine: str, expected: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DeploymentError) as refused:
+        loaded(folder, GOOD.replace("[aggregators]\n", f"[aggregators]\n{engine}\n"))
+    assert "aggregators" in str(refused.value)
+    assert expected in str(refused.value)
+
+
+def test_how_an_engines_address_is_written_makes_no_difference(folder: Path) -> None:
+    site = docker_site(loaded(folder, with_site(engine="TCP://engine.example:2376")))
+    assert (site.engine, site.engine_host) == ("tcp://engine.example:2376", "engine.example")
 
 
 def test_the_service_is_told_how_to_run_aggregators(folder: Path) -> None:
