@@ -275,7 +275,8 @@ class Service:
             channels.append(webhook)
         prefix = settings.origin + self._settings.prefix
         outbox = Outbox(channels, lambda notice: prefix + "/".join(quote(one, safe="") for one in notice.page))
-        self._in_background(outbox.run, "notices")
+        for name, run in outbox.runs().items():
+            self._in_background(run, f"notices by {name}")
         self._opened.push_async_callback(outbox.close)
         return outbox
 
