@@ -531,8 +531,11 @@ class RunDriver:
             models=tuple(kept.rounds),
         )
         project = self._store.project(run.project_id)
+        done = RoundsDone()
+        done.after(self._store.events(run.id))
         with self._store.transaction():
             self._store.put_run(run)
+            self._note_rounds(run, done.at_the_end())
             self._audit.note(
                 "service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=run.model_sha256
             )

@@ -55,6 +55,7 @@ class RoundsDone:
 
     begun: set[tuple[str, int, int]] = field(default_factory=set)
     _open: int = 0
+    _has_model: bool = False
     _nodes: list[int] = field(default_factory=list)
 
     def after(self, events: Iterable[RunEvent]) -> list[RoundDone]:
@@ -73,11 +74,17 @@ class RoundsDone:
                 done += self._take(event)
         return done
 
+    def at_the_end(self) -> list[RoundDone]:
+        """The round that is over although no event says so: the run was ended when it had its model."""
+        return self._closed() if self._has_model else []
+
     def _take(self, event: RunEvent) -> list[RoundDone]:
         if event.kind is EventKind.SENT and event.round != self._open:
             done = self._closed()
             self._open = event.round
             return done
+        if event.kind is EventKind.MODEL:
+            self._has_model = event.round == self._open
         if event.kind is EventKind.REPLY and event.round == self._open and event.message_type.startswith("train"):
             if event.text:
                 self._nodes = [node for node in self._nodes if node != event.node_id]  # left out after all
@@ -86,6 +93,6 @@ class RoundsDone:
         return []
 
     def _closed(self) -> list[RoundDone]:
-        number, self._open = self._open, 0
+        number, self._open, self._has_model = self._open, 0, False
         nodes, self._nodes = tuple(self._nodes), []
         return [RoundDone(number, nodes)] if number else []

@@ -433,6 +433,24 @@ async def test_the_owner_stops_a_run_in_flight(tmp_path: Path) -> None:
         assert run.model_sha256
 
 
+@pytest.mark.parametrize("failed", [False, True])
+async def test_the_last_round_of_a_run_that_did_not_finish_is_in_the_audit_log(tmp_path: Path, failed: bool) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        a = at.node(at.first)
+        kept = [RunEvent(EventKind.MODEL, 2.0, "federated", number, size=7) for number in (1, 2)]
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), reply(a, 1), kept[0])
+        at.backend.report(project_id, run_id, sent(a, 2), reply(a, 2), kept[1])
+        await at.until(lambda: at.run(run_id).model_round == 2, project_id)
+        if failed:
+            at.backend.report(project_id, run_id, RunEvent(EventKind.FAILED, 3.0, text="KeyError"))
+        else:
+            at.federation.coordinator.stop_run(ANNA, run_id)
+        await at.ended(project_id, run_id)
+        done = [one.detail for one in at.federation.store.audit_lines() if one.action == Decision.ROUND_FINISHED]
+        assert [(one["round"], one["sites"]) for one in done] == [("1", "a"), ("2", "a")]
+
+
 async def test_the_owner_stops_a_run_that_has_not_begun(tmp_path: Path) -> None:
     backend = SlowToStart(tmp_path / "projects")
     async with stage(tmp_path, backend=backend) as at:

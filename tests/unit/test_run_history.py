@@ -73,3 +73,16 @@ def test_a_round_that_was_lost_is_over_once() -> None:
     assert done.after([resumed("federated", 1), sent(1, 2), reply(1, 2), sent(1, 3)]) == [RoundDone(2, (1,))]
     assert done.after([reply(1, 3), resumed("federated", 3), COMPARE]) == [RoundDone(3, (1,))]
     assert len(done.begun) == 3
+
+
+def test_a_round_with_a_model_is_over_where_the_run_was_ended() -> None:
+    done = RoundsDone()
+    done.after([FEDERATED, sent(1, 1), reply(1, 1)])
+    assert done.at_the_end() == []
+    done.after([kept(1)])
+    assert done.at_the_end() == [RoundDone(1, (1,))]
+    assert done.at_the_end() == []
+    done.after([sent(1, 2), kept(2), sent(1, 3)])
+    assert done.at_the_end() == []
+    done.after([kept(3), resumed("federated", 2), sent(1, 3)])
+    assert done.at_the_end() == []
