@@ -31,7 +31,7 @@ from hub_service.domain.notices import Tell, run_ended, site_left_out, site_sile
 from hub_service.domain.projects import Participation
 from hub_service.domain.runs import LEFT_OUT, ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
 from hub_service.results.models import RoundModels, best_round
-from hub_service.run_history import RoundDone, RoundsDone, standing
+from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from hub_service.run_progress import Progress, finite, site_of
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
@@ -141,7 +141,7 @@ class RunDriver:
         self._run_id = run_id
         self._registered: dict[str, tuple[bytes, int]] = {}  # participation id -> key and node id at the SuperLink
         self._models = RoundModels(Path(), 0)
-        self._rounds = RoundsDone()
+        self._rounds, self._overdue = RoundsDone(), Overdue(0.0)
         self._offset = self._taken = 0  # in the event file; of its events, those that an earlier look took
         self._losses, self._begun_at_loss = 0, 0  # without a new round; how many rounds were begun at the last one
         self._nodes_seen_at = (-1, 0)  # revision of RUNS_TOPIC and round when nodes were last brought up to date
@@ -357,7 +357,7 @@ class RunDriver:
         """Begin with the events that the store has: what they mean for the rest is not kept elsewhere."""
         run = self._run
         self._offset, self._taken = 0, self._store.event_count(run.id)
-        self._rounds = RoundsDone()
+        self._rounds, self._overdue = RoundsDone(), Overdue(run.grace_s)
         folder = self._backend.run_folder(run.project_id, run.id)
         self._models = RoundModels(folder, self._keep_model_bytes)
 
@@ -371,6 +371,8 @@ class RunDriver:
         known, new = fresh[: self._taken], fresh[self._taken :]
         self._taken -= len(known)
         self._rounds.after(known)
+        for event in known:
+            self._overdue.after(event)
         return self._take(new), bool(fresh)
 
     def _note_models(self, events: list[RunEvent]) -> None:
@@ -408,11 +410,10 @@ class RunDriver:
         if project is None:
             return
         for event in events:
-            if event.kind is EventKind.OUTAGE and event.seconds >= run.grace_s:
-                silent = [run.nodes[node] for node in event.text.split(",") if node in run.nodes]
-                if silent and run.on_outage is not OutagePolicy.STOP:
-                    self._tell(site_silent(project, run, ", ".join(silent)))
-            elif event.kind is EventKind.REPLY and event.text.startswith(LEFT_OUT) and str(event.node_id) in run.nodes:
+            silent = [run.nodes[node] for node in self._overdue.after(event) if node in run.nodes]
+            if silent and run.on_outage is not OutagePolicy.STOP:
+                self._tell(site_silent(project, run, ", ".join(silent)))
+            if event.kind is EventKind.REPLY and event.text.startswith(LEFT_OUT) and str(event.node_id) in run.nodes:
                 self._tell(site_left_out(project, run, run.nodes[str(event.node_id)]))
 
     def _last_words(self, run: Run) -> str:

@@ -1,4 +1,4 @@
-"""What of a run's events still holds once its aggregator was begun anew, and which rounds they say are over. Pure."""
+"""What a run's events say: what still holds when its aggregator was lost, which rounds are over, who is silent."""
 
 from __future__ import annotations
 
@@ -96,3 +96,21 @@ class RoundsDone:
         number, self._open, self._has_model = self._open, 0, False
         nodes, self._nodes = tuple(self._nodes), []
         return [RoundDone(number, nodes)] if number else []
+
+
+@dataclass(slots=True)
+class Overdue:
+    """Which nodes have used up the grace time, from the events as they come: each is named once, until it is back."""
+
+    grace_s: float
+    _named: frozenset[str] = frozenset()
+
+    def after(self, event: RunEvent) -> list[str]:
+        """The nodes, in decimal, that this event is the first to say so of."""
+        if event.kind is EventKind.RESUMED:  # the one that is begun anew counts from its own beginning
+            self._named = frozenset()
+        if event.kind is not EventKind.OUTAGE:
+            return []
+        overdue = [node for node, seconds in event.metrics.items() if seconds >= self.grace_s]
+        before, self._named = self._named, frozenset(overdue)
+        return [node for node in overdue if node not in before]

@@ -547,11 +547,12 @@ async def test_the_owner_is_told_once_the_grace_time_is_over(tmp_path: Path, on_
         run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
         await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
         a = at.node(at.first)
-        silent = RunEvent(EventKind.OUTAGE, 100.0, "federated", 1, seconds=3.0, text=str(a))
+        silent = RunEvent(EventKind.OUTAGE, 100.0, "federated", 1, seconds=3.0, text=str(a), metrics={str(a): 3.0})
         at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), silent)
         await at.until(lambda: "waiting for a, silent since" in at.run(run_id).phase, project_id)
         assert at.told == []
-        at.backend.report(project_id, run_id, replace(silent, seconds=60.0, text=f"{a},see http://evil.example"))
+        overdue = replace(silent, seconds=60.0, metrics={str(a): 60.0, "see http://evil.example": 60.0})
+        at.backend.report(project_id, run_id, overdue, overdue)
         at.backend.report(project_id, run_id, sent(a, 2))
         await at.until(lambda: at.run(run_id).round == 2, project_id)
         expected = [("Lungs: run 1 waits for a", ("anna",))] if on_outage is OutagePolicy.WAIT else []
@@ -793,6 +794,21 @@ class TestRestart:
                 assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
             kinds = [event.kind for event in at.federation.store.events(run_id)]
             assert kinds == [EventKind.PHASE, EventKind.SENT, EventKind.REPLY, EventKind.FINISHED]
+
+    async def test_a_site_that_is_silent_is_told_of_once(self, tmp_path: Path) -> None:
+        at = Stage(tmp_path)
+        async with at:
+            project_id, run_id = await at.started()
+            a, b = at.node(at.first), at.node(at.second)
+            silent = RunEvent(EventKind.OUTAGE, 900.0, "federated", 1, text=str(a), metrics={str(a): 900.0})
+            at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), silent)
+            await at.until(lambda: "waiting for a" in at.run(run_id).phase, project_id)
+        at.reconciler = at.new_reconciler()
+        async with at:
+            both = replace(silent, text=f"{a},{b}", metrics={str(a): 950.0, str(b): 1.0})
+            at.backend.report(project_id, run_id, both)
+            await at.until(lambda: "waiting for a, b" in at.run(run_id).phase, project_id)
+        assert [notice.subject for notice in at.told] == ["Lungs: run 1 waits for a"]
 
     async def test_a_run_whose_aggregator_died_is_begun_anew_and_idle_ones_are_stopped(self, tmp_path: Path) -> None:
         at = Stage(tmp_path)

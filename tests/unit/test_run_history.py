@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hub_service.domain.runs import EventKind, RunEvent
-from hub_service.run_history import RoundDone, RoundsDone, standing
+from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from tests.fakes.aggregators import reply, sent
 
 FEDERATED = RunEvent(EventKind.PHASE, 1.0, "federated")
@@ -29,6 +29,12 @@ def trained_alone(node: int, number: int) -> RunEvent:
 
 def scored(model: str) -> RunEvent:
     return RunEvent(EventKind.SCORE, 4.0, "compare", model=model, node_id=1)
+
+
+def silent(**seconds: float) -> RunEvent:
+    return RunEvent(
+        EventKind.OUTAGE, 9.0, "federated", 1, metrics={name.removeprefix("node"): one for name, one in seconds.items()}
+    )
 
 
 def test_without_a_loss_all_stand() -> None:
@@ -86,3 +92,16 @@ def test_a_round_with_a_model_is_over_where_the_run_was_ended() -> None:
     assert done.at_the_end() == []
     done.after([kept(3), resumed("federated", 2), sent(1, 3)])
     assert done.at_the_end() == []
+
+
+def test_an_overdue_node_is_named_once_until_it_is_back() -> None:
+    overdue = Overdue(grace_s=10.0)
+    assert overdue.after(silent(node1=9.0)) == []
+    assert overdue.after(silent(node1=10.0, node2=3.0)) == ["1"]
+    assert overdue.after(silent(node1=11.0)) == []  # the other one blinked
+    assert overdue.after(silent(node1=20.0, node2=10.0)) == ["2"]
+    assert overdue.after(reply(2, 1)) == []
+    assert overdue.after(silent()) == []
+    assert overdue.after(silent(node1=10.0)) == ["1"]
+    assert overdue.after(resumed("federated", 1)) == []
+    assert overdue.after(silent(node1=10.0)) == ["1"]
