@@ -17,7 +17,7 @@ from federator.contract import ApprovalState, ClientState, ModelFile, OutagePoli
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
-from hub_service.aggregators.mail import clear_mail
+from hub_service.aggregators.run_folder import clear_run_folder, unkept_models
 from hub_service.aggregators.serverapp_log import trim_log
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
@@ -547,9 +547,8 @@ class RunDriver:
         if project is not None:
             self._tell(run_ended(project, run))
         await self._backend.stop(run.project_id)
-        if not kept.trouble:
-            await asyncio.to_thread(self._round_models(run).clear)
-        await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
+        folder = self._backend.run_folder(run.project_id, run.id)
+        await asyncio.to_thread(clear_run_folder, folder, unkept_models(folder, run) if kept.trouble else ())
 
     async def _keep_models(self, run: Run) -> _Kept:
         """The last model, then those of the rounds. Whatever could not be kept stays in the run folder."""

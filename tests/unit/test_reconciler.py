@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import pytest
 from federator.contract import ApprovalState, ClientState, Conditions, OutagePolicy, RunStatus
 
 from hub_service import reconciler, run_driver
-from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, round_model_file
+from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, SERVERAPP_LOG, round_model_file
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
-from hub_service.domain.errors import Unavailable
+from hub_service.domain.errors import DatabaseUnavailable, Unavailable
 from hub_service.domain.notices import Notice
 from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
@@ -662,6 +662,49 @@ async def test_a_mistake_of_ours_fails_that_run_only(
         next_project, next_run = await at.started()
         at.backend.report(next_project, next_run, FINISHED)
         assert (await at.ended(next_project, next_run)).status is RunStatus.FINISHED
+
+
+async def test_a_run_that_has_ended_leaves_its_events_and_its_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        folder = at.backend.run_folder(project_id, run_id)
+        at.backend.write_model(project_id, run_id, b"weights")
+        (folder / "app").mkdir()
+        (folder / SERVERAPP_LOG).write_text("said\n")
+        at.backend.report(project_id, run_id, FINISHED)
+        run = await at.ended(project_id, run_id)
+        await at.looks()
+        assert {path.name for path in folder.iterdir()} == {EVENTS_FILE, SERVERAPP_LOG}
+        assert (await at.federation.coordinator.model_path(ANNA, run.id)).read_bytes() == b"weights"
+
+
+async def test_a_run_whose_end_was_written_down_unnoticed_is_cleared_up_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database took the end, and went before it said so."""
+    monkeypatch.setattr(reconciler, "_DATABASE_RETRY_S", 0.01)
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        transaction = at.federation.store.transaction
+        open_ones: list[object] = []
+
+        @contextmanager
+        def unanswered() -> Iterator[None]:
+            with transaction():
+                open_ones.append(None)
+                yield
+                open_ones.pop()
+            if not open_ones and at.run(run_id).status.is_final:
+                raise DatabaseUnavailable("The service's database does not answer.")
+
+        monkeypatch.setattr(at.federation.store, "transaction", unanswered)
+        at.backend.write_model(project_id, run_id, b"weights")
+        at.backend.report(project_id, run_id, FINISHED)
+        async with asyncio.timeout(PATIENCE_S):
+            while at.backend.stopped != [project_id]:
+                await at.looks()
+        await at.looks()
+        assert {path.name for path in at.backend.run_folder(project_id, run_id).iterdir()} == {EVENTS_FILE}
 
 
 async def test_a_runs_model_goes_with_its_project(tmp_path: Path) -> None:
