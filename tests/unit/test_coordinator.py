@@ -560,7 +560,9 @@ class TestRuns:
         assert "flwr" in record["software"]  # type: ignore[operator]
         assert record["run"]["wire_precision"] == "exact"  # type: ignore[index]
         assert federation.coordinator.run(BERT, run_id).rounds[0].train == {"loss": 1.25}
-        assert actions_noted(federation)[-2:] == [Decision.MODEL_DOWNLOADED, Decision.RECORD_DOWNLOADED]
+        assert federation.coordinator.card(BERT, run_id).startswith("# Model of Lungs")
+        downloads = [Decision.MODEL_DOWNLOADED, Decision.RECORD_DOWNLOADED, Decision.CARD_DOWNLOADED]
+        assert actions_noted(federation)[-3:] == downloads
 
     async def test_a_stranger_finds_no_run(self, federation: Federation) -> None:
         project_id, _, _ = await federation.ready_project()
