@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hub_service import app, commands
 from hub_service.domain.errors import FederationError
-from hub_service.keeper import end_with_parent
+from hub_service.keeper import end_with, keepers_id
 from hub_service.settings import Settings, log_format
 
 
@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 def _serve() -> int:
     try:
+        end_with(keepers_id(os.environ))
         app.set_up_logging(log_format(os.environ))
         settings = Settings.from_environment(os.environ)
-        end_with_parent()
         asyncio.run(app.serve(settings))
     except FederationError as error:
         _tell(f"The federation service cannot start. {error.message} {error.next_step} {error.debug}")

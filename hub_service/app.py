@@ -13,8 +13,8 @@ import secrets
 import signal
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
@@ -275,7 +275,8 @@ class Service:
             channels.append(webhook)
         prefix = settings.origin + self._settings.prefix
         outbox = Outbox(channels, lambda notice: prefix + "/".join(quote(one, safe="") for one in notice.page))
-        self._in_background(outbox.run, "notices")
+        for name, run in outbox.runs().items():
+            self._in_background(run, f"notices by {name}")
         self._opened.push_async_callback(outbox.close)
         return outbox
 
@@ -412,7 +413,8 @@ def _after_each(seconds: float, act: Callable[[], Awaitable[None]]) -> Callable[
     async def run() -> None:
         while True:
             await asyncio.sleep(seconds)
-            await act()
+            with _put_off_in_an_outage():
+                await act()
 
     return run
 
@@ -421,12 +423,19 @@ def _every(seconds: float, act: Callable[[], None]) -> Callable[[], Awaitable[No
     async def run() -> None:
         while True:
             await asyncio.sleep(seconds)
-            try:
+            with _put_off_in_an_outage():
                 act()
-            except DatabaseUnavailable as error:  # what is due now is due then, too
-                log.warning("put off: %s", error.message)
 
     return run
+
+
+@contextmanager
+def _put_off_in_an_outage() -> Iterator[None]:
+    """Of the database: what is due now is due then, too."""
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        log.warning("put off: %s", error.message)
 
 
 def _now() -> datetime:

@@ -45,6 +45,7 @@ class Decision(StrEnum):
     RUN_ENDED = "run-ended"
     MODEL_DOWNLOADED = "model-downloaded"
     RECORD_DOWNLOADED = "record-downloaded"
+    CARD_DOWNLOADED = "card-downloaded"
     CAPSULE_DOWNLOADED = "capsule-downloaded"
     REPAIRED = "repaired"  # by an administrator of the Hub
     MODELS_REMOVED = "models-removed"

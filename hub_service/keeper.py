@@ -19,23 +19,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from types import FrameType
 
 SERVICE_COMMAND = (sys.executable, "-m", "hub_service")
 
+_KEEPERS_ID = "FEDERATION_KEEPER_ID"
 _LOOK_EVERY_S = 0.5
 _ORPHANS_GRACE_S = 15.0  # a new service waits longer than this for its port
 _STEADY_AFTER_S = 30.0  # a service that lived as long has no part in the next one's end
 _LONGEST_PAUSE_S = 16.0
 
 
-def end_with_parent() -> None:
+def keepers_id(environment: MutableMapping[str, str]) -> int:
+    """The process that started this one, by what a keeper has handed over, which nobody else is to inherit.
+
+    A keeper that was killed while the service was still importing is nobody's parent any more when the service asks.
+    """
+    return int(environment.pop(_KEEPERS_ID, os.getppid()))
+
+
+def end_with(parent: int) -> None:
     """From now on, end this process by SIGTERM when the one that started it has ended; by SIGKILL if that is too slow.
 
     The system tells no one of a parent's end in a portable way, but gives its children another parent.
     """
-    threading.Thread(target=_watch, args=(os.getppid(),), name="watch for the parent's end", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), name="watch for the parent's end", daemon=True).start()
 
 
 def _watch(parent: int) -> None:
@@ -91,7 +100,7 @@ class Keeper:
             self._child.send_signal(number)
 
     def _run(self) -> int:
-        self._child = subprocess.Popen(self._command)
+        self._child = subprocess.Popen(self._command, env={**os.environ, _KEEPERS_ID: str(os.getpid())})
         if self._asked_to_end.is_set():  # between its being decided on and its start
             self._child.terminate()
         return self._child.wait()
@@ -106,7 +115,7 @@ def main() -> int:
     keeper = Keeper()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, keeper.end)
-    end_with_parent()
+    end_with(os.getppid())
     return keeper.keep()
 
 

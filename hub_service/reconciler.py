@@ -14,6 +14,7 @@ from collections.abc import Callable
 from federator.contract import RunStatus
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint
+from hub_service.aggregators.run_folder import clear_run_folder, unkept_models
 from hub_service.artifacts import Artifacts
 from hub_service.changes import RUNS_TOPIC, Changes
 from hub_service.domain.clock import Clock
@@ -131,6 +132,8 @@ class Reconciler:
         run = self._store.run(run_id)
         if run is not None and run.status.is_final:  # kept, but the database went before it could say so
             await self._backend.stop(run.project_id)
+            folder = self._backend.run_folder(run.project_id, run.id)
+            await asyncio.to_thread(clear_run_folder, folder, unkept_models(folder, run))
             return
         driver = RunDriver(self._workshop, run_id)
         driving = asyncio.create_task(driver.drive(), name=f"driver of run {run_id}")

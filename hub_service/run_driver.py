@@ -17,8 +17,8 @@ from federator.contract import ApprovalState, ClientState, ModelFile, OutagePoli
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.events import MODEL_FILE, SERVERAPP_LOG, open_run_file, read_events
-from hub_service.aggregators.mail import clear_mail
 from hub_service.aggregators.plan import Plan
+from hub_service.aggregators.run_folder import clear_run_folder, unkept_models
 from hub_service.aggregators.serverapp_log import trim_log
 from hub_service.artifacts import Artifacts
 from hub_service.audit import AuditLog, Decision
@@ -32,7 +32,7 @@ from hub_service.domain.notices import Tell, run_ended, site_left_out, site_sile
 from hub_service.domain.projects import Participation
 from hub_service.domain.runs import LEFT_OUT, ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
 from hub_service.results.models import RoundModels, best_round
-from hub_service.run_history import RoundDone, RoundsDone, standing
+from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from hub_service.run_progress import Progress, finite, site_of
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
@@ -142,7 +142,7 @@ class RunDriver:
         self._run_id = run_id
         self._registered: dict[str, tuple[bytes, int]] = {}  # participation id -> key and node id at the SuperLink
         self._models = RoundModels(Path(), 0)
-        self._rounds = RoundsDone()
+        self._rounds, self._overdue = RoundsDone(), Overdue(0.0)
         self._offset = self._taken = 0  # in the event file; of its events, those that an earlier look took
         self._losses, self._begun_at_loss = 0, 0  # without a new round; how many rounds were begun at the last one
         self._nodes_seen_at = (-1, 0)  # revision of RUNS_TOPIC and round when nodes were last brought up to date
@@ -360,7 +360,7 @@ class RunDriver:
         """Begin with the events that the store has: what they mean for the rest is not kept elsewhere."""
         run = self._run
         self._offset, self._taken = 0, self._store.event_count(run.id)
-        self._rounds = RoundsDone()
+        self._rounds, self._overdue = RoundsDone(), Overdue(run.grace_s)
         folder = self._backend.run_folder(run.project_id, run.id)
         self._models = RoundModels(folder, self._keep_model_bytes)
 
@@ -374,6 +374,8 @@ class RunDriver:
         known, new = fresh[: self._taken], fresh[self._taken :]
         self._taken -= len(known)
         self._rounds.after(known)
+        for event in known:
+            self._overdue.after(event)
         return self._take(new), bool(fresh)
 
     def _note_models(self, events: list[RunEvent]) -> None:
@@ -411,11 +413,10 @@ class RunDriver:
         if project is None:
             return
         for event in events:
-            if event.kind is EventKind.OUTAGE and event.seconds >= run.grace_s:
-                silent = [run.nodes[node] for node in event.text.split(",") if node in run.nodes]
-                if silent and run.on_outage is not OutagePolicy.STOP:
-                    self._tell(site_silent(project, run, ", ".join(silent)))
-            elif event.kind is EventKind.REPLY and event.text.startswith(LEFT_OUT) and str(event.node_id) in run.nodes:
+            silent = [run.nodes[node] for node in self._overdue.after(event) if node in run.nodes]
+            if silent and run.on_outage is not OutagePolicy.STOP:
+                self._tell(site_silent(project, run, ", ".join(silent)))
+            if event.kind is EventKind.REPLY and event.text.startswith(LEFT_OUT) and str(event.node_id) in run.nodes:
                 self._tell(site_left_out(project, run, run.nodes[str(event.node_id)]))
 
     def _last_words(self, run: Run) -> str:
@@ -534,8 +535,11 @@ class RunDriver:
             models=tuple(kept.rounds),
         )
         project = self._store.project(run.project_id)
+        done = RoundsDone()
+        done.after(self._store.events(run.id))
         with self._store.transaction():
             self._store.put_run(run)
+            self._note_rounds(run, done.at_the_end())
             self._audit.note(
                 "service", Decision.RUN_ENDED, run.project_id, run=run.id, status=status, model=run.model_sha256
             )
@@ -546,9 +550,8 @@ class RunDriver:
         if project is not None:
             self._tell(run_ended(project, run))
         await self._backend.stop(run.project_id)
-        if not kept.trouble:
-            await asyncio.to_thread(self._round_models(run).clear)
-        await asyncio.to_thread(clear_mail, self._backend.run_folder(run.project_id, run.id))
+        folder = self._backend.run_folder(run.project_id, run.id)
+        await asyncio.to_thread(clear_run_folder, folder, unkept_models(folder, run) if kept.trouble else ())
 
     async def _keep_models(self, run: Run) -> _Kept:
         """The last model, then those of the rounds. Whatever could not be kept stays in the run folder."""

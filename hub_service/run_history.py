@@ -1,4 +1,4 @@
-"""What of a run's events still holds once its aggregator was begun anew, and which rounds they say are over. Pure."""
+"""What a run's events say: what still holds when its aggregator was lost, which rounds are over, who is silent."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class RoundsDone:
 
     begun: set[tuple[str, int, int]] = field(default_factory=set)
     _open: int = 0
+    _has_model: bool = False
     _nodes: list[int] = field(default_factory=list)
 
     def after(self, events: Iterable[RunEvent]) -> list[RoundDone]:
@@ -73,11 +74,17 @@ class RoundsDone:
                 done += self._take(event)
         return done
 
+    def at_the_end(self) -> list[RoundDone]:
+        """The round that is over although no event says so: the run was ended when it had its model."""
+        return self._closed() if self._has_model else []
+
     def _take(self, event: RunEvent) -> list[RoundDone]:
         if event.kind is EventKind.SENT and event.round != self._open:
             done = self._closed()
             self._open = event.round
             return done
+        if event.kind is EventKind.MODEL:
+            self._has_model = event.round == self._open
         if event.kind is EventKind.REPLY and event.round == self._open and event.message_type.startswith("train"):
             if event.text:
                 self._nodes = [node for node in self._nodes if node != event.node_id]  # left out after all
@@ -86,6 +93,24 @@ class RoundsDone:
         return []
 
     def _closed(self) -> list[RoundDone]:
-        number, self._open = self._open, 0
+        number, self._open, self._has_model = self._open, 0, False
         nodes, self._nodes = tuple(self._nodes), []
         return [RoundDone(number, nodes)] if number else []
+
+
+@dataclass(slots=True)
+class Overdue:
+    """Which nodes have used up the grace time, from the events as they come: each is named once, until it is back."""
+
+    grace_s: float
+    _named: frozenset[str] = frozenset()
+
+    def after(self, event: RunEvent) -> list[str]:
+        """The nodes, in decimal, that this event is the first to say so of."""
+        if event.kind is EventKind.RESUMED:  # the one that is begun anew counts from its own beginning
+            self._named = frozenset()
+        if event.kind is not EventKind.OUTAGE:
+            return []
+        overdue = [node for node, seconds in event.metrics.items() if seconds >= self.grace_s]
+        before, self._named = self._named, frozenset(overdue)
+        return [node for node in overdue if node not in before]

@@ -16,6 +16,7 @@ from datetime import timedelta
 from federator.contract import ModelFile
 
 from hub_service.aggregators.base import AggregatorBackend
+from hub_service.aggregators.run_folder import clear_run_folder, unkept_models
 from hub_service.artifacts import INCOMING, Artifacts, model_name
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import LEAVING_TOPIC, Changes
@@ -73,9 +74,17 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Remove all that is to be removed now. Raises Unavailable where something could not be."""
+        await self._clear_run_folders()
         await self._remove_old_rounds()
         await self._remove_leaving()
         await self._remove_unnamed()
+
+    async def _clear_run_folders(self) -> None:
+        """Of runs that have ended: a service may have ended before it could."""
+        for run in self._all_runs():
+            if run.status.is_final:
+                folder = self._backend.run_folder(run.project_id, run.id)
+                await asyncio.to_thread(clear_run_folder, folder, unkept_models(folder, run))
 
     async def _remove_leaving(self) -> None:
         leaving = await asyncio.to_thread(self._artifacts.leaving)

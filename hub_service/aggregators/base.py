@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from federator.contract import OutagePolicy
 
+from hub_service.aggregators.run_folder import remove_tree
 from hub_service.aggregators.serverapp_log import LogPiece, read_log
-from hub_service.domain.errors import Unavailable
 from hub_service.domain.projects import GRACE_S
 
 # Aggregators are spoken to in plain HTTP. A client that loads the certificates of the web for that costs 15 ms.
@@ -197,7 +196,7 @@ class AggregatorBackend(ABC):
         Raises Unavailable where the disk refuses.
         """
         await self.stop(project_id)
-        await asyncio.to_thread(_remove_tree, self.project_folder(project_id))
+        await asyncio.to_thread(remove_tree, self.project_folder(project_id))
 
     @abstractmethod
     async def running(self) -> Sequence[str]:
@@ -225,28 +224,3 @@ class AggregatorBackend(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Let go of what the backend itself holds, such as connections. What runs goes on. Called once, at the end."""
-
-
-def _remove_tree(folder: Path) -> None:
-    """Whatever the owner's code has put there: folders that it has closed, too. Raises Unavailable."""
-
-    def open_and_try_again(act: Callable[[str], object], path: str, _error: object) -> None:
-        if os.path.lexists(path):
-            os.chmod(Path(path).parent, 0o700)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
-
-    try:
-        shutil.rmtree(folder, onerror=open_and_try_again)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Unavailable(
-            "What a deleted project left on the service's disk cannot be removed.",
-            "It is tried again later. Ask the Hub's administrator to look at the disk.",
-            debug=f"{folder}: {error.strerror}",
-        ) from error

@@ -34,13 +34,13 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.proto.recorddict_pb2 import Array as ArrayProto
 from flwr.serverapp.strategy import Strategy
 
-from hub_service.aggregators.mail import CHECKPOINT_FOLDER
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.mapped_array import MappedArray, map_in_place
 from hub_service.aggregators.observer import FEDERATED
 
 _log = logging.getLogger(__name__)
 
+CHECKPOINT_FOLDER = "checkpoint"
 _SEED = "seed"
 _SEED_WORDS = 4  # of 32 bits
 _STATE = "state-"

@@ -15,7 +15,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from hub_service.domain.errors import Invalid
 from hub_service.domain.runs import EventKind, RunEvent
@@ -28,7 +28,7 @@ _AT_ONCE = 8 * 1024**2  # bytes of events that are read in one go
 _LARGEST = 512 * 1024**2  # bytes of one run's events
 _LARGEST_NUMBER = 2**63 - 1
 _WHOLE_NUMBERS = ("round", "examples", "size")
-_TIMES = ("at", "seconds")
+_LONGEST = 2**35  # seconds: a thousand years, whose begin and end every calendar here knows
 
 
 def round_model_file(number: int) -> str:
@@ -94,8 +94,10 @@ def _require_type(name: str, value: object) -> None:
         fits = type(value) is int and _is_number(value)
     elif name == "node_id":
         fits = type(value) is int and 0 <= value < 2**64
-    elif name in _TIMES:
-        fits = _is_number(value)
+    elif name == "at":
+        fits = _is_number(value) and 0 <= value <= _LONGEST
+    elif name == "seconds":
+        fits = _is_number(value) and abs(value) <= _LONGEST
     elif name == "metrics":
         fits = isinstance(value, dict) and all(map(_is_number, value.values()))
     elif name == "counts":
@@ -106,7 +108,7 @@ def _require_type(name: str, value: object) -> None:
         raise ValueError(f"{name} cannot be {type(value).__name__} here")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """No database keeps whole numbers of more than 64 bits."""
     return type(value) is float or (type(value) is int and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER)
 

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import BinaryIO
 
 from hub_service.aggregators.events import open_run_file
 
 MAIL_FOLDER = "mail"
-CHECKPOINT_FOLDER = "checkpoint"
-"""Of `checkpoint.py`, whose files the service never opens."""
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -70,12 +67,6 @@ def remove_mail(run_folder: Path, name: str) -> None:
         return
     finally:
         os.close(folder)
-
-
-def clear_mail(run_folder: Path) -> None:
-    """Remove what is left at the end of a run, and what it could have been begun anew with. Follows no link."""
-    for name in (MAIL_FOLDER, CHECKPOINT_FOLDER):
-        shutil.rmtree(run_folder / name, ignore_errors=True)
 
 
 def _folder(run_folder: Path) -> int:

@@ -154,6 +154,7 @@ class Observer:
             round=number,
             seconds=max(silent.values(), default=0.0),
             text=",".join(map(str, silent)),
+            metrics={str(node): seconds for node, seconds in silent.items()},
         )
 
     def sent_arrays(self, message_id: str) -> Arrays:

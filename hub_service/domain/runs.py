@@ -90,7 +90,8 @@ class EventKind(StrEnum):
     REPLY = "reply"  # one node's answer, or its error
     MODEL = "model"  # the global model after a round was written: text = sha256, bytes, round
     SCORE = "score"  # a model ("federated", or the node id that trained alone) on a node's test data
-    # text: which nodes are waited for and silent ("" once there are none); seconds: the longest silence
+    # text: which nodes are waited for and silent ("" once there are none); metrics: each one's silence in seconds;
+    # seconds: the longest of them
     OUTAGE = "outage"
     RESUMED = "resumed"  # begun anew behind `round` of `phase`: what was reported of later rounds of it is void
     FINISHED = "finished"

@@ -103,6 +103,10 @@ class Mail:
             raise NotSent(text, again=error.smtp_code < _PERMANENT) from None
         except (smtplib.SMTPException, OSError) as error:
             raise NotSent(f"the mail server does not answer ({type(error).__name__})", again=True) from None
+        except ValueError:  # such as a password that SMTP has no letters for: its text may hold it
+            raise NotSent(
+                "our account at the mail server, or an address, cannot be written in SMTP", again=False
+            ) from None
 
     def _connection(self) -> smtplib.SMTP:
         server = self._server
@@ -117,7 +121,7 @@ class Mail:
                 smtp.starttls(context=ssl.create_default_context())
             if server.user:
                 smtp.login(server.user, server.password)
-        except (smtplib.SMTPException, OSError):
+        except (smtplib.SMTPException, OSError, ValueError):
             smtp.close()
             raise
         return smtp

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 1000  # deliveries of a channel; the oldest make room
 MOST_UNDELIVERED = 200  # of a channel, that an admin can have sent again
 TRIES = 8
-FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
+FIRST_WAIT_S = 5.0  # after a delivery's first failure; twice as long after each further one, so 10 minutes in all
 _LAST_CHANCE_S = 2.0  # for what waits when the service ends
 
 
@@ -47,10 +48,11 @@ class Channel(Protocol):
         """One for each recipient; none where the notice has none by this way."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     delivery: Delivery
     tries: int = 0
+    due: float = 0.0  # by the event loop's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,11 @@ class Undelivered:
 
 
 class Outbox:
-    """`tell` takes notices; `run` sends them until it is cancelled.
+    """`tell` takes notices; the tasks of `runs` send them until they are cancelled.
 
     Args:
         link: the address of the page that a notice is about.
-        first_wait_s: how long the first failure of a channel makes it wait; twice as long after each further one.
+        first_wait_s: how long a delivery waits after its first failure; twice as long after each further one.
     """
 
     def __init__(
@@ -82,12 +84,9 @@ class Outbox:
         for queue in self._queues:
             queue.add(notice, link)
 
-    async def run(self) -> None:
-        if not self._queues:
-            await asyncio.Event().wait()  # what ends without being cancelled is taken for broken
-        async with asyncio.TaskGroup() as sending:
-            for queue in self._queues:
-                sending.create_task(queue.run())
+    def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """What sends, for each channel by its name: one that breaks is no other's trouble."""
+        return {queue.name: queue.run for queue in self._queues}
 
     @property
     def waiting(self) -> int:
@@ -103,7 +102,7 @@ class Outbox:
         return sum(queue.send_again() for queue in self._queues)
 
     async def close(self) -> None:
-        """Give what waits a last, short chance; call while `run` goes on."""
+        """Give what waits a last, short chance; call while the tasks of `runs` go on."""
         try:
             async with asyncio.timeout(_LAST_CHANCE_S):
                 for queue in self._queues:
@@ -113,7 +112,10 @@ class Outbox:
 
 
 class _Queue:
-    """One channel's deliveries, in turn. Each kind of failure is logged once, until a delivery has worked again."""
+    """One channel's deliveries, in turn: what one recipient's server refuses keeps nobody else waiting.
+
+    Each kind of failure is logged once, until a delivery has worked again.
+    """
 
     def __init__(self, channel: Channel, first_wait_s: float) -> None:
         self._channel = channel
@@ -125,6 +127,10 @@ class _Queue:
         self._logged: set[str] = set()
         self.given_up: deque[_Waiting] = deque(maxlen=MOST_UNDELIVERED)
         self._last_reason = ""
+
+    @property
+    def name(self) -> str:
+        return self._channel.name
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -142,43 +148,52 @@ class _Queue:
         self.empty.clear()
 
     async def run(self) -> None:
-        wait_s = self._first_wait_s
         while True:
-            if not self._waiting:
-                self.empty.set()
-                self._news.clear()
-                await self._news.wait()
+            first = await self._first_that_is_due()
+            if first.tries == TRIES:  # it broke the service's own code each time
+                self._give_up(first, "the service made a mistake")
                 continue
-            first = self._waiting[0]
+            first.tries += 1
+            self._put_off(first)
             try:
                 await first.delivery()
             except NotSent as failure:
                 self._log_once(str(failure))
-                self._after_failure(first, failure)
-                await asyncio.sleep(wait_s if failure.again else 0)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S) if failure.again else wait_s
+                self._put_off(first)
+                if not failure.again or first.tries == TRIES:
+                    self._give_up(first, str(failure))
             else:
                 self._drop(first)
                 self._logged.clear()
-                wait_s = self._first_wait_s
 
-    def _after_failure(self, failed: _Waiting, failure: NotSent) -> None:
-        """Others go first: what one recipient's server refuses keeps nobody else waiting."""
+    async def _first_that_is_due(self) -> _Waiting:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._waiting:
+                self.empty.set()
+            self._news.clear()
+            first = min(self._waiting, key=lambda one: one.due, default=None)
+            if first is not None and first.due <= loop.time():
+                return first
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(None if first is None else first.due):
+                    await self._news.wait()
+
+    def _put_off(self, tried: _Waiting) -> None:
+        tried.due = asyncio.get_running_loop().time() + self._first_wait_s * 2 ** (tried.tries - 1)
+
+    def _give_up(self, failed: _Waiting, reason: str) -> None:
         self._drop(failed)
-        failed.tries += 1
-        if failure.again and failed.tries < TRIES:
-            self._put(failed)
-        else:
-            self.given_up.append(failed)
-            self._last_reason = str(failure)
+        self.given_up.append(failed)
+        self._last_reason = reason
 
     def undelivered(self) -> Undelivered:
-        return Undelivered(self._channel.name, len(self.given_up), self._last_reason)
+        return Undelivered(self.name, len(self.given_up), self._last_reason)
 
     def send_again(self) -> int:
         again, self.given_up = self.given_up, deque(maxlen=MOST_UNDELIVERED)
         for one in again:
-            one.tries = 0
+            one.tries, one.due = 0, 0.0
             self._put(one)
         self._news.set()
         return len(again)
@@ -190,4 +205,4 @@ class _Queue:
     def _log_once(self, reason: str) -> None:
         if reason not in self._logged:
             self._logged.add(reason)
-            log.warning("%s: %s", self._channel.name, reason)
+            log.warning("%s: %s", self.name, reason)

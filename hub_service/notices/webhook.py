@@ -69,6 +69,8 @@ class Webhook:
             answer = await self._http.post(self._receiver.url, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise NotSent(f"the receiver does not answer ({type(error).__name__})", again=True) from None
+        except httpx.InvalidURL:
+            raise NotSent("the receiver's address cannot be read", again=False) from None
         if not answer.is_success:
             again = answer.is_server_error or answer.status_code in _MAY_WORK_LATER
             raise NotSent(f"the receiver refuses (status {answer.status_code})", again=again)

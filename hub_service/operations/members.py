@@ -23,12 +23,8 @@ class MemberOperations(Operations):
 
     async def invite(self, principal: Principal, project_id: str, user: str) -> Participant:
         """Invite a Hub user. Raises Invalid for nobody, oneself or one without a site, Conflict for a second time."""
-        project, _, _ = self._enter(principal, Action.INVITE, project_id)
         user = user.strip()
-        if user == principal.name:
-            raise Invalid("You cannot invite yourself.", "You take part by choosing a dataset of your own site.")
-        self._refuse_second_invitation(project.id, user)
-        self._quotas.require_member(project.id)
+        self._invitable(principal, project_id, user)
         found = await self._hub.user(user) if user else None
         if found is None:
             raise Invalid(f"There is no user “{user}” on this Hub.", "Check the spelling of their Hub name.")
@@ -37,7 +33,7 @@ class MemberOperations(Operations):
                 f"{user} belongs to no site of this federation, so they have no data to take part with.",
                 "Ask them to log in once, or the Hub's administrator to place them at a site.",
             )
-        self._refuse_second_invitation(project.id, user)  # the Hub's answer took a while
+        project = self._invitable(principal, project_id, user)  # still: the Hub's answer took a while
         member = Member(project.id, user, MemberState.INVITED, principal.name, self._clock())
         with self._store.transaction():
             self._store.put_member(member)
@@ -45,6 +41,15 @@ class MemberOperations(Operations):
         self._changes.announce(project_topic(project.id), user_topic(user))
         self._tell(notices.invited(project, user, principal.name))
         return self._views.participant(project, member)
+
+    def _invitable(self, principal: Principal, project_id: str, user: str) -> Project:
+        """The project, if the person may invite this one to it now."""
+        project, _, _ = self._enter(principal, Action.INVITE, project_id)
+        if user == principal.name:
+            raise Invalid("You cannot invite yourself.", "You take part by choosing a dataset of your own site.")
+        self._refuse_second_invitation(project.id, user)
+        self._quotas.require_member(project.id)
+        return project
 
     def _refuse_second_invitation(self, project_id: str, user: str) -> None:
         membership = self._membership(project_id, user)

@@ -77,6 +77,7 @@ class ResultOperations(RunOperations):
     def card(self, principal: Principal, run_id: str) -> str:
         """The model's card, in Markdown."""
         run, _ = self._enter_run(principal, Action.DOWNLOAD, run_id)
+        self._audit.note(principal.name, Decision.CARD_DOWNLOADED, run.project_id, run=run.id)
         return model_card(self._record(run))
 
     async def capsule(self, principal: Principal, run_id: str) -> Capsule:

@@ -8,7 +8,7 @@ run folder is the owner's code's to write in: names and plain files only are tak
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -72,23 +72,15 @@ class RoundModels:
             self._remove(number)
 
     def to_keep(self, best: int) -> dict[int, Path]:
-        """Their files, by round. Sizes are what is there, not what was said. They stay in the folder until `clear`."""
+        """Their files, by round. Sizes are what is there, not what was said."""
         actual = {number: size for number in self._sizes if (size := self._size(number)) is not None}
         return {one: self._folder / round_model_file(one) for one in sorted(kept_rounds(actual, best, self._budget))}
-
-    def clear(self) -> None:
-        """Empty the folder of them, once the run that has them is written down."""
-        self._remove_all(self._sizes)
 
     def _size(self, number: int) -> int | None:
         try:
             return (self._folder / round_model_file(number)).lstat().st_size
         except OSError:  # not there, or a number whose name is too long for the disk
             return None
-
-    def _remove_all(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._remove(number)
 
     def _remove(self, number: int) -> None:
         # The owner's code may have put anything there, a folder for one: it goes with the run folder.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from hub_service.aggregators.base import AggregatorBackend
-from hub_service.aggregators.events import MODEL_FILE, read_events
+from hub_service.aggregators.events import read_events
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.projects import Principal
 from hub_service.domain.runs import Run, RunEvent
@@ -132,7 +132,7 @@ class DrivenFleet:
         return self.run(run_id)
 
     def model(self, run_id: str) -> dict[str, NDArray[np.generic]]:
-        return dict(load_file(self.run_folder / run_id / MODEL_FILE))
+        return dict(load_file(self.federation.artifacts.model(self.run(run_id).model_sha256)))
 
     def processes(self, *, serverapp: bool = True, superlink: bool = True) -> Sequence[psutil.Process]:
         """The aggregator's, by what they have open: a SuperLink listens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from federator.contract import SITE_GROUP_PREFIX
 
 from hub_service.domain.directory import HubUser
@@ -20,6 +22,20 @@ class FakeHubDirectory:
 
     async def people_of(self, site: str) -> frozenset[str]:
         return frozenset(name for name, groups in self.people.items() if f"{SITE_GROUP_PREFIX}{site}" in groups)
+
+
+class SlowHubDirectory(FakeHubDirectory):
+    """Answers when the test says so."""
+
+    def __init__(self, people: dict[str, set[str]]) -> None:
+        super().__init__(people)
+        self.asked = asyncio.Semaphore(0)
+        self.may_answer = asyncio.Event()
+
+    async def user(self, name: str) -> HubUser | None:
+        self.asked.release()
+        await self.may_answer.wait()
+        return await super().user(name)
 
 
 class DownHubDirectory:

@@ -22,8 +22,8 @@ from hub_service.__main__ import main
 from hub_service.aggregators.base import Limits
 from hub_service.aggregators.docker import DockerAggregators
 from hub_service.aggregators.local import LocalAggregators
-from hub_service.app import Service, _bound
-from hub_service.domain.errors import Invalid, Unavailable
+from hub_service.app import Service, _after_each, _bound
+from hub_service.domain.errors import DatabaseUnavailable, Invalid, Unavailable
 from hub_service.settings import AggregatorEngine, Settings
 from tests.fakes.federation import SITES
 
@@ -260,6 +260,23 @@ async def test_a_background_task_that_broke_is_started_again(
     await asyncio.wait({task})
     assert "example broke and is started again" in caplog.text
     assert "the disk is gone" in caplog.text
+
+
+async def test_what_is_done_each_second_outlives_an_outage_of_the_database(caplog: pytest.LogCaptureFixture) -> None:
+    outages = [DatabaseUnavailable("The service's database does not answer.")]
+    done = asyncio.Event()
+
+    async def act() -> None:
+        if outages:
+            raise outages.pop()
+        done.set()
+
+    task = asyncio.create_task(_after_each(0, act)())
+    async with asyncio.timeout(10):
+        await done.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert "put off: The service's database does not answer." in caplog.text
 
 
 class TestPort:

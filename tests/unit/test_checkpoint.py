@@ -22,7 +22,7 @@ from hub_service.aggregators.checkpoint import (
     seed_generators,
     state_of,
 )
-from hub_service.aggregators.mail import MAIL_FOLDER, clear_mail
+from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.mapped_array import MappedArray
 
@@ -126,12 +126,6 @@ def test_the_seed_is_the_runs_own_and_stays(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     seed = checkpoints(tmp_path / "one")[0].seed()
     assert checkpoints(tmp_path / "one")[0].seed() == seed != checkpoints(tmp_path / "two")[0].seed()
-
-
-def test_the_end_of_a_run_leaves_nothing(tmp_path: Path) -> None:
-    checkpoints(tmp_path)[0].write(Place(), None)
-    clear_mail(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_generators_go_on_as_they_would_have() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -10,17 +11,18 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federator.contract import ApprovalState, ClientState, MemberState, OutagePolicy, RunStatus, Scope
+from federator.contract import ApprovalState, ClientState, MemberState, OutagePolicy, Participant, RunStatus, Scope
 
 from hub_service.audit import Decision, fault
 from hub_service.changes import RUNS_TOPIC, project_topic, user_topic
 from hub_service.domain.errors import Conflict, FederationError, Forbidden, Invalid, NotFound, Unavailable
 from hub_service.domain.policy import Action
 from hub_service.domain.projects import Principal
+from hub_service.domain.quotas import Quotas
 from hub_service.domain.runs import EventKind, RunEvent, RunTarget
 from hub_service.presence import BACK_WITHIN, LOST_AFTER
-from tests.fakes.federation import ANNA, BEA, BERT, CARL, DORA, STEWARDS, Federation, new_key, person
-from tests.fakes.hub_directory import DownHubDirectory
+from tests.fakes.federation import ANNA, BEA, BERT, CARL, DORA, PEOPLE, STEWARDS, Federation, new_key, person
+from tests.fakes.hub_directory import DownHubDirectory, SlowHubDirectory
 
 
 @pytest.fixture
@@ -171,6 +173,26 @@ class TestMembers:
         federation.join(project_id, BERT)
         with pytest.raises(Conflict, match="member already"):
             await federation.coordinator.invite(ANNA, project_id, "bert")
+
+    async def test_what_happens_while_the_hub_is_asked_counts(self, tmp_path: Path) -> None:
+        hub = SlowHubDirectory({one.name: set(one.groups) for one in PEOPLE})
+        federation = Federation(tmp_path, hub=hub)
+        coordinator = federation.coordinator
+        coordinator._quotas.quotas = Quotas(members_per_project=2)
+        project_id, deleted = federation.new_project(), federation.new_project()
+        inviting = [
+            asyncio.create_task(coordinator.invite(ANNA, to, user))
+            for to, user in ((project_id, "bert"), (project_id, "bea"), (deleted, "carl"))
+        ]
+        for _ in inviting:
+            await hub.asked.acquire()
+        coordinator.delete_project(ANNA, deleted)
+        hub.may_answer.set()
+        invited, beyond, gone = await asyncio.gather(*inviting, return_exceptions=True)
+        assert isinstance(invited, Participant)
+        assert isinstance(beyond, Conflict)
+        assert isinstance(gone, NotFound)
+        assert [one.user for one in federation.store.members(project_id)] == ["anna", "bert"]
 
     async def test_a_hub_that_is_down_is_told(self, tmp_path: Path) -> None:
         federation = Federation(tmp_path, hub=DownHubDirectory())
@@ -538,7 +560,9 @@ class TestRuns:
         assert "flwr" in record["software"]  # type: ignore[operator]
         assert record["run"]["wire_precision"] == "exact"  # type: ignore[index]
         assert federation.coordinator.run(BERT, run_id).rounds[0].train == {"loss": 1.25}
-        assert actions_noted(federation)[-2:] == [Decision.MODEL_DOWNLOADED, Decision.RECORD_DOWNLOADED]
+        assert federation.coordinator.card(BERT, run_id).startswith("# Model of Lungs")
+        downloads = [Decision.MODEL_DOWNLOADED, Decision.RECORD_DOWNLOADED, Decision.CARD_DOWNLOADED]
+        assert actions_noted(federation)[-3:] == downloads
 
     async def test_a_stranger_finds_no_run(self, federation: Federation) -> None:
         project_id, _, _ = await federation.ready_project()

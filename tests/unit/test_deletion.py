@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from federator.contract import ModelFile, RunStatus, Scope
 
+from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, SERVERAPP_LOG, round_model_file
 from hub_service.artifacts import Artifacts
 from hub_service.audit import Decision, fault
 from hub_service.changes import LEAVING_TOPIC, user_topic
@@ -236,6 +237,24 @@ async def test_a_round_that_was_begun_anew_is_not_the_best_for_what_it_was_befor
     run = world.federation.store.run(run_id)
     assert run is not None
     assert [model.round for model in run.models] == [2, 4]
+
+
+async def test_folders_of_runs_that_have_ended_are_cleared_but_for_what_is_nowhere_else(
+    world: World, tmp_path: Path
+) -> None:
+    """As after a crash between a run's end and that."""
+    project_id, _, _ = await world.federation.ready_project()
+    ended = world.finished_run(project_id, tmp_path)
+    in_flight = world.federation.coordinator.start_run(ANNA, project_id, 1, compare=False).id
+    for run_id in (ended, in_flight):
+        folder = world.backend.run_folder(project_id, run_id)
+        (folder / "app").mkdir(parents=True)
+        for name in (EVENTS_FILE, SERVERAPP_LOG, MODEL_FILE, round_model_file(3), round_model_file(9)):
+            (folder / name).touch()
+    await world.sweeper.sweep()
+    left = {path.name for path in world.backend.run_folder(project_id, ended).iterdir()}
+    assert left == {EVENTS_FILE, SERVERAPP_LOG, round_model_file(9)}
+    assert len(list(world.backend.run_folder(project_id, in_flight).iterdir())) == 6
 
 
 async def test_leftovers_go_when_they_have_been_of_no_use_for_long(world: World, tmp_path: Path) -> None:

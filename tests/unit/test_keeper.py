@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from hub_service import keeper as keeper_module
-from hub_service.keeper import Keeper
+from hub_service.keeper import Keeper, keepers_id
 
 PATIENCE_S = 20
 
@@ -122,10 +122,10 @@ def test_a_pause_is_cut_short_when_it_is_asked_to_end(
 
 
 ORPHAN = """
-import sys, time
-from hub_service.keeper import end_with_parent
+import os, sys, time
+from hub_service.keeper import end_with
 {before}
-end_with_parent()
+end_with(os.getppid())
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -156,6 +156,37 @@ def test_a_process_ends_with_the_one_above_it(before: str) -> None:
         orphan = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     orphan.wait(PATIENCE_S)
+
+
+SLOW_SERVICE = """
+import os, sys
+from pathlib import Path
+with (Path(sys.argv[1]) / "lives").open("a") as lives:
+    lives.write(f"{os.getpid()}\\n")
+keeper = os.getppid()
+while os.getppid() == keeper:  # as one that still imports
+    pass
+import time
+from hub_service.keeper import end_with, keepers_id
+end_with(keepers_id(os.environ))
+time.sleep(60)
+"""
+KEEPER = "import sys; from hub_service.keeper import Keeper; Keeper([sys.executable, '-c', *sys.argv[1:]]).keep()"
+
+
+def test_a_service_whose_keeper_is_killed_while_it_imports_ends_too(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KEEPER, SLOW_SERVICE, str(tmp_path)]) as keeper:
+        [service] = lives(tmp_path, 1)
+        orphan = psutil.Process(service)
+        keeper.kill()
+    orphan.wait(PATIENCE_S)
+
+
+def test_the_keepers_id_is_handed_to_nobody_else() -> None:
+    environment = {"FEDERATION_KEEPER_ID": "7", "PATH": "/bin"}
+    assert keepers_id(environment) == 7
+    assert environment == {"PATH": "/bin"}
+    assert keepers_id(environment) == os.getppid()
 
 
 def test_it_ends_as_a_service_that_cannot_start() -> None:

@@ -15,7 +15,7 @@ from federator.parcel import halved, letter_of, may_halve
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from hub_service.aggregators.mail import MAIL_FOLDER, NoSuchMail, clear_mail, create_mail, open_mail, remove_mail
+from hub_service.aggregators.mail import MAIL_FOLDER, NoSuchMail, create_mail, open_mail, remove_mail
 from hub_service.aggregators.mailbox import BeyondHalf, Mailbox
 from hub_service.aggregators.mapped_array import MappedArray, data_of, is_halved, numpy_view, size_of
 
@@ -340,18 +340,6 @@ def test_no_folder_that_is_a_link_is_used(tmp_path: Path) -> None:
         create_mail(run_folder, "f" * 32)
     remove_mail(run_folder, NAME)
     assert [path.name for path in elsewhere.iterdir()] == [NAME]
-
-
-def test_nothing_is_left_at_the_end_of_a_run(mailbox: Mailbox, tmp_path: Path) -> None:
-    mailbox.post(model())
-    clear_mail(tmp_path)
-    clear_mail(tmp_path)
-    assert not (tmp_path / MAIL_FOLDER).exists()
-    other = tmp_path / "other"
-    (other / "kept").mkdir(parents=True)
-    (tmp_path / MAIL_FOLDER).symlink_to(other)
-    clear_mail(tmp_path)
-    assert (other / "kept").exists()
 
 
 def test_removing_is_no_error_twice(mailbox: Mailbox, tmp_path: Path) -> None:

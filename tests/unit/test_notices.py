@@ -14,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.message import Message
 from email.policy import default
+from functools import partial
 from pathlib import Path
 
 import pytest
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from federator.contract import ApprovalState, RunStatus, Site
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
@@ -97,13 +98,14 @@ async def mail(postbox: Postbox) -> AsyncIterator[Mail]:
 
 @asynccontextmanager
 async def sending(outbox: Outbox) -> AsyncIterator[None]:
-    task = asyncio.create_task(outbox.run())
+    tasks = [asyncio.ensure_future(run()) for run in outbox.runs().values()]
     try:
         yield
     finally:
         await outbox.close()
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Receiving(RequestHandler):
@@ -203,6 +205,34 @@ async def test_the_server_must_speak_tls_where_that_was_asked_for(postbox: Postb
     assert not postbox.taken
 
 
+async def test_a_password_that_smtp_cannot_say_is_told_without_it(mail: Mail) -> None:
+    class TakesLogins(SMTP):
+        def __init__(self, handler: object, **options: object) -> None:
+            super().__init__(
+                handler, auth_require_tls=False, authenticator=lambda *_: AuthResult(success=True), **options
+            )
+
+    server = await asyncio.get_running_loop().create_server(lambda: TakesLogins(Postbox()), "127.0.0.1", 0)
+    told = replace(mail._server, port=server.sockets[0].getsockname()[1], user="robot", password="Schlüssel")
+    (delivery,) = Mail(told, lambda _: ["anna@hub.example"], lambda: NOON).deliveries(NOTICE, "")
+    with pytest.raises(NotSent, match="cannot be written in SMTP") as caught:
+        await delivery()
+    assert not caught.value.again
+    assert "Schl" not in str(caught.value)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_address_that_is_none_is_told() -> None:
+    webhook = Webhook(Receiver("https://hooks.example:port/secret"), lambda: NOON)
+    (delivery,) = webhook.deliveries(NOTICE, "")
+    with pytest.raises(NotSent, match="address cannot be read") as caught:
+        await delivery()
+    await webhook.close()
+    assert not caught.value.again
+    assert "secret" not in str(caught.value)
+
+
 async def test_the_webhook_gets_signed_json(receiver: HttpReceiver) -> None:
     webhook = Webhook(Receiver(receiver.url, "shared key"), lambda: NOON)
     outbox = Outbox([webhook], link)
@@ -272,6 +302,57 @@ async def test_what_never_works_is_logged_once_and_given_up(caplog: pytest.LogCa
     assert caplog.messages == ["broken: it is broken"]
 
 
+class Mistaken(Broken):
+    """A mistake of ours, in the notice of run 1."""
+
+    name = "mistaken"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+        self.news = asyncio.Event()
+
+    def deliveries(self, notice: Notice, link: str) -> Sequence[Delivery]:
+        return [partial(self._send, notice.subject)]
+
+    async def _send(self, subject: str) -> None:
+        if subject == "run 1":
+            self.tried += 1
+            raise RuntimeError("a mistake")
+        self.sent.append(subject)
+        self.news.set()
+
+
+async def test_a_mistake_of_ours_in_one_notice_holds_up_no_other() -> None:
+    channel = Mistaken()
+    outbox = Outbox([channel], link, first_wait_s=0.0)
+    for subject in ("run 1", "run 2"):
+        outbox.tell(replace(NOTICE, subject=subject))
+    run = outbox.runs()["mistaken"]
+    with pytest.raises(RuntimeError):
+        await run()
+    for _ in range(TRIES - 1):  # as the service does with a task that broke
+        with pytest.raises(RuntimeError):
+            await run()
+    async with sending(outbox):
+        pass
+    assert channel.sent == ["run 2"]
+    assert channel.tried == TRIES
+    assert outbox.undelivered() == [Undelivered("mistaken", 1, "the service made a mistake")]
+
+
+async def test_a_recipient_who_is_refused_for_now_keeps_nobody_waiting_at_all(postbox: Postbox, mail: Mail) -> None:
+    postbox.refused = {"anna@hub.example": ["451 later"]}
+    outbox = Outbox([mail], link, first_wait_s=3600.0)
+    async with sending(outbox):
+        outbox.tell(replace(NOTICE, users=("anna", "bert"), site=""))
+        await postbox.has(1)
+        outbox.tell(replace(NOTICE, users=("carl",), site=""))
+        await postbox.has(2)
+    assert outbox.waiting == 1
+    assert [to for to, _ in postbox.taken] == ["bert@hub.example", "carl@hub.example"]
+
+
 class Mended(Broken):
     """A channel that works again once it was given up."""
 
@@ -312,15 +393,6 @@ async def test_with_no_channel_nothing_waits() -> None:
     outbox = Outbox([], link)
     async with sending(outbox):
         outbox.tell(NOTICE)
-
-
-async def test_with_no_channel_it_goes_on_until_it_is_cancelled() -> None:
-    running = asyncio.create_task(Outbox([], link).run())
-    done, _ = await asyncio.wait({running}, timeout=0.05)
-    assert not done
-    running.cancel()
-    await asyncio.wait({running})
-    assert running.cancelled()
 
 
 def test_whom_there_is_no_address_for_is_told_nothing() -> None:

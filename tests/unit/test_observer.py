@@ -107,6 +107,11 @@ def test_an_unanswered_message_is_reported(observer: Observer, events: list[RunE
     assert events[-1].text == "no answer in the time that the app allows"
 
 
+def test_an_outage_says_how_long_each_node_is_silent(observer: Observer, events: list[RunEvent]) -> None:
+    observer.outage({7: 3.0, 8: 61.5}, 2)
+    assert (events[-1].text, events[-1].seconds, events[-1].metrics) == ("7,8", 61.5, {"7": 3.0, "8": 61.5})
+
+
 def test_a_note_belongs_to_the_phase_and_its_node(observer: Observer, events: list[RunEvent]) -> None:
     observer.enter(ALONE, 7)
     observer.note("it cannot")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import pytest
 from federator.contract import ApprovalState, ClientState, Conditions, OutagePolicy, RunStatus
 
 from hub_service import reconciler, run_driver
-from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, round_model_file
+from hub_service.aggregators.events import EVENTS_FILE, MODEL_FILE, SERVERAPP_LOG, round_model_file
 from hub_service.audit import Decision
 from hub_service.changes import project_topic
-from hub_service.domain.errors import Unavailable
+from hub_service.domain.errors import DatabaseUnavailable, Unavailable
 from hub_service.domain.notices import Notice
 from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
@@ -434,6 +434,24 @@ async def test_the_owner_stops_a_run_in_flight(tmp_path: Path) -> None:
         assert run.model_sha256
 
 
+@pytest.mark.parametrize("failed", [False, True])
+async def test_the_last_round_of_a_run_that_did_not_finish_is_in_the_audit_log(tmp_path: Path, failed: bool) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        a = at.node(at.first)
+        kept = [RunEvent(EventKind.MODEL, 2.0, "federated", number, size=7) for number in (1, 2)]
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), reply(a, 1), kept[0])
+        at.backend.report(project_id, run_id, sent(a, 2), reply(a, 2), kept[1])
+        await at.until(lambda: at.run(run_id).model_round == 2, project_id)
+        if failed:
+            at.backend.report(project_id, run_id, RunEvent(EventKind.FAILED, 3.0, text="KeyError"))
+        else:
+            at.federation.coordinator.stop_run(ANNA, run_id)
+        await at.ended(project_id, run_id)
+        done = [one.detail for one in at.federation.store.audit_lines() if one.action == Decision.ROUND_FINISHED]
+        assert [(one["round"], one["sites"]) for one in done] == [("1", "a"), ("2", "a")]
+
+
 async def test_the_owner_stops_a_run_that_has_not_begun(tmp_path: Path) -> None:
     backend = SlowToStart(tmp_path / "projects")
     async with stage(tmp_path, backend=backend) as at:
@@ -530,11 +548,12 @@ async def test_the_owner_is_told_once_the_grace_time_is_over(tmp_path: Path, on_
         run_id = at.federation.coordinator.start_run(ANNA, project_id, 3, False).id
         await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
         a = at.node(at.first)
-        silent = RunEvent(EventKind.OUTAGE, 100.0, "federated", 1, seconds=3.0, text=str(a))
+        silent = RunEvent(EventKind.OUTAGE, 100.0, "federated", 1, seconds=3.0, text=str(a), metrics={str(a): 3.0})
         at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), silent)
         await at.until(lambda: "waiting for a, silent since" in at.run(run_id).phase, project_id)
         assert at.told == []
-        at.backend.report(project_id, run_id, replace(silent, seconds=60.0, text=f"{a},see http://evil.example"))
+        overdue = replace(silent, seconds=60.0, metrics={str(a): 60.0, "see http://evil.example": 60.0})
+        at.backend.report(project_id, run_id, overdue, overdue)
         at.backend.report(project_id, run_id, sent(a, 2))
         await at.until(lambda: at.run(run_id).round == 2, project_id)
         expected = [("Lungs: run 1 waits for a", ("anna",))] if on_outage is OutagePolicy.WAIT else []
@@ -644,6 +663,49 @@ async def test_a_mistake_of_ours_fails_that_run_only(
         next_project, next_run = await at.started()
         at.backend.report(next_project, next_run, FINISHED)
         assert (await at.ended(next_project, next_run)).status is RunStatus.FINISHED
+
+
+async def test_a_run_that_has_ended_leaves_its_events_and_its_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        folder = at.backend.run_folder(project_id, run_id)
+        at.backend.write_model(project_id, run_id, b"weights")
+        (folder / "app").mkdir()
+        (folder / SERVERAPP_LOG).write_text("said\n")
+        at.backend.report(project_id, run_id, FINISHED)
+        run = await at.ended(project_id, run_id)
+        await at.looks()
+        assert {path.name for path in folder.iterdir()} == {EVENTS_FILE, SERVERAPP_LOG}
+        assert (await at.federation.coordinator.model_path(ANNA, run.id)).read_bytes() == b"weights"
+
+
+async def test_a_run_whose_end_was_written_down_unnoticed_is_cleared_up_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database took the end, and went before it said so."""
+    monkeypatch.setattr(reconciler, "_DATABASE_RETRY_S", 0.01)
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        transaction = at.federation.store.transaction
+        open_ones: list[object] = []
+
+        @contextmanager
+        def unanswered() -> Iterator[None]:
+            with transaction():
+                open_ones.append(None)
+                yield
+                open_ones.pop()
+            if not open_ones and at.run(run_id).status.is_final:
+                raise DatabaseUnavailable("The service's database does not answer.")
+
+        monkeypatch.setattr(at.federation.store, "transaction", unanswered)
+        at.backend.write_model(project_id, run_id, b"weights")
+        at.backend.report(project_id, run_id, FINISHED)
+        async with asyncio.timeout(PATIENCE_S):
+            while at.backend.stopped != [project_id]:
+                await at.looks()
+        await at.looks()
+        assert {path.name for path in at.backend.run_folder(project_id, run_id).iterdir()} == {EVENTS_FILE}
 
 
 async def test_a_runs_model_goes_with_its_project(tmp_path: Path) -> None:
@@ -776,6 +838,21 @@ class TestRestart:
                 assert (await at.ended(project_id, run_id)).status is RunStatus.FINISHED
             kinds = [event.kind for event in at.federation.store.events(run_id)]
             assert kinds == [EventKind.PHASE, EventKind.SENT, EventKind.REPLY, EventKind.FINISHED]
+
+    async def test_a_site_that_is_silent_is_told_of_once(self, tmp_path: Path) -> None:
+        at = Stage(tmp_path)
+        async with at:
+            project_id, run_id = await at.started()
+            a, b = at.node(at.first), at.node(at.second)
+            silent = RunEvent(EventKind.OUTAGE, 900.0, "federated", 1, text=str(a), metrics={str(a): 900.0})
+            at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), silent)
+            await at.until(lambda: "waiting for a" in at.run(run_id).phase, project_id)
+        at.reconciler = at.new_reconciler()
+        async with at:
+            both = replace(silent, text=f"{a},{b}", metrics={str(a): 950.0, str(b): 1.0})
+            at.backend.report(project_id, run_id, both)
+            await at.until(lambda: "waiting for a, b" in at.run(run_id).phase, project_id)
+        assert [notice.subject for notice in at.told] == ["Lungs: run 1 waits for a"]
 
     async def test_a_run_whose_aggregator_died_is_begun_anew_and_idle_ones_are_stopped(self, tmp_path: Path) -> None:
         at = Stage(tmp_path)

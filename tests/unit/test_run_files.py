@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,13 @@ def event_line(**changes: object) -> str:
         {"node_id": -1},
         {"node_id": 2**64},
         {"at": "noon"},
+        {"at": 1e300},
+        {"at": -1.0},
+        {"at": math.inf},
+        {"at": math.nan},
         {"seconds": None},
+        {"seconds": math.nan},
+        {"seconds": -1e300},
         {"metrics": {"loss": "low"}},
         {"metrics": {"loss": 10**400}},
         {"metrics": []},
@@ -142,6 +149,12 @@ def test_what_no_database_keeps_is_no_event(tmp_path: Path, changes: dict[str, o
     (tmp_path / EVENTS_FILE).write_text(event_line(**changes))
     with pytest.raises(Invalid, match="no event"):
         read_events(tmp_path)
+
+
+def test_the_earliest_and_the_latest_time_can_be_told(tmp_path: Path) -> None:
+    (tmp_path / EVENTS_FILE).write_text(event_line(at=0, seconds=2**35) + event_line(at=2**35, seconds=-(2**35)))
+    began = [datetime.fromtimestamp(one.at - one.seconds, UTC).year for one in read_events(tmp_path)[0]]
+    assert began == [881, 4147]
 
 
 def test_texts_of_an_apps_own_are_read_as_they_can_be_kept(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hub_service.domain.runs import EventKind, RunEvent
-from hub_service.run_history import RoundDone, RoundsDone, standing
+from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from tests.fakes.aggregators import reply, sent
 
 FEDERATED = RunEvent(EventKind.PHASE, 1.0, "federated")
@@ -29,6 +29,12 @@ def trained_alone(node: int, number: int) -> RunEvent:
 
 def scored(model: str) -> RunEvent:
     return RunEvent(EventKind.SCORE, 4.0, "compare", model=model, node_id=1)
+
+
+def silent(**seconds: float) -> RunEvent:
+    return RunEvent(
+        EventKind.OUTAGE, 9.0, "federated", 1, metrics={name.removeprefix("node"): one for name, one in seconds.items()}
+    )
 
 
 def test_without_a_loss_all_stand() -> None:
@@ -73,3 +79,29 @@ def test_a_round_that_was_lost_is_over_once() -> None:
     assert done.after([resumed("federated", 1), sent(1, 2), reply(1, 2), sent(1, 3)]) == [RoundDone(2, (1,))]
     assert done.after([reply(1, 3), resumed("federated", 3), COMPARE]) == [RoundDone(3, (1,))]
     assert len(done.begun) == 3
+
+
+def test_a_round_with_a_model_is_over_where_the_run_was_ended() -> None:
+    done = RoundsDone()
+    done.after([FEDERATED, sent(1, 1), reply(1, 1)])
+    assert done.at_the_end() == []
+    done.after([kept(1)])
+    assert done.at_the_end() == [RoundDone(1, (1,))]
+    assert done.at_the_end() == []
+    done.after([sent(1, 2), kept(2), sent(1, 3)])
+    assert done.at_the_end() == []
+    done.after([kept(3), resumed("federated", 2), sent(1, 3)])
+    assert done.at_the_end() == []
+
+
+def test_an_overdue_node_is_named_once_until_it_is_back() -> None:
+    overdue = Overdue(grace_s=10.0)
+    assert overdue.after(silent(node1=9.0)) == []
+    assert overdue.after(silent(node1=10.0, node2=3.0)) == ["1"]
+    assert overdue.after(silent(node1=11.0)) == []  # the other one blinked
+    assert overdue.after(silent(node1=20.0, node2=10.0)) == ["2"]
+    assert overdue.after(reply(2, 1)) == []
+    assert overdue.after(silent()) == []
+    assert overdue.after(silent(node1=10.0)) == ["1"]
+    assert overdue.after(resumed("federated", 1)) == []
+    assert overdue.after(silent(node1=10.0)) == ["1"]
