@@ -332,7 +332,12 @@ class LocalAggregators(AggregatorBackend):
         """The aggregators that an earlier service left running."""
         found = {}
         for path in self._projects.glob("*/processes.json"):
-            aggregator = _recorded(json.loads(path.read_text()))
+            try:
+                aggregator = _recorded(json.loads(path.read_text()))
+            except (ValueError, KeyError, TypeError) as error:  # a machine that loses power may leave an empty one
+                log.warning("%s cannot be read, and counts as absent: %s", path, error)
+                path.unlink()
+                continue
             if aggregator.superlink.alive():
                 found[path.parent.name] = aggregator
             else:

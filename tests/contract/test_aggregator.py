@@ -358,3 +358,14 @@ async def test_what_an_earlier_service_left_of_a_dead_superlink_is_cleared(tmp_p
     backend = LocalAggregators(tmp_path)
     assert await backend.running() == []
     assert not (project / "processes.json").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"port": 1}'])
+async def test_a_record_of_processes_that_is_not_whole_counts_as_absent(tmp_path: Path, damaged: str) -> None:
+    """As after a loss of power: the service has to start."""
+    project = tmp_path / "projects" / PROJECT
+    project.mkdir(parents=True)
+    (project / "processes.json").write_text(damaged)
+    backend = LocalAggregators(tmp_path)
+    assert await backend.running() == []
+    assert not (project / "processes.json").exists()
