@@ -37,7 +37,7 @@ from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.superlink_process import HANDED_AT_MOST, BulkPaths
 from hub_service.domain.runs import EventKind
-from hub_service.gateway import upload
+from hub_service.gateway import gateway, upload
 from hub_service.gateway.gateway import Refusal
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
@@ -417,6 +417,25 @@ async def test_a_full_disk_is_named(waiting: Fleet, monkeypatch: pytest.MonkeyPa
     assert "disk is full" in answer.json()["detail"]
     assert int(answer.headers["Retry-After"]) > 0
     assert len(list(mail_of(waiting).iterdir())) == 1
+
+
+async def test_a_system_that_refuses_now_is_asked_again(waiting: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the service has too many files open: no message and no answer is lost by it."""
+    (member,) = waiting.members.values()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(gateway, "open_mail", refuse)
+        assert (await bulk_pull(waiting, member, wait=20.0)).status_code == 503
+    got = await next_message(waiting, member)
+    answer = trained(member, got, size=3_000_000)
+    with monkeypatch.context() as short:
+        short.setattr(upload, "create_mail", refuse)
+        assert (await bulk_push(waiting, member, answer)).status_code == 503
+    assert len(list(mail_of(waiting).iterdir())) == 1
+    assert (await bulk_push(waiting, member, answer)).status_code == 200
 
 
 async def test_a_node_of_which_an_aggregator_hears_first_at_work_is_sent_letters(
