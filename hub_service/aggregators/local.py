@@ -21,7 +21,7 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -312,10 +312,16 @@ class LocalAggregators(AggregatorBackend):
         self._record(project_id).unlink(missing_ok=True)
 
     async def _end_processes(self, processes: Sequence[_Process]) -> None:
+        """End them with all that they have started.
+
+        The id of one that ended unseen may be another's by now, and its group another's group.
+        """
+        alive = [process for process in processes if process.alive()]
+        for process in alive:
+            process.signal_group(signal.SIGTERM)
         for process in processes:
-            if process.alive():
-                process.signal_group(signal.SIGTERM)
-        for process in processes:
+            if process not in alive and process.pid not in self._exits and not self._has_left_some(process):
+                continue
             try:
                 async with asyncio.timeout(self._stop_timeout_s):
                     await self._ended(process)
@@ -325,6 +331,15 @@ class LocalAggregators(AggregatorBackend):
             # Its leader is gone; whatever it started is still in the group.
             process.signal_group(signal.SIGKILL)
             self._exits.pop(process.pid, None)
+
+    def _has_left_some(self, process: _Process) -> bool:
+        """Whether processes that work in our folders are in the group of one that has ended."""
+        for one in psutil.process_iter(["cwd"]):
+            with suppress(ProcessLookupError):
+                ours = one.info["cwd"] and Path(one.info["cwd"]).is_relative_to(self._projects)
+                if ours and os.getpgid(one.pid) == process.pid:
+                    return True
+        return False
 
     async def _ended(self, process: _Process) -> None:
         exit_status = self._exits.get(process.pid)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -434,3 +436,30 @@ async def test_a_disk_without_room_for_a_folder_is_named(tmp_path: Path) -> None
     (tmp_path / "projects").write_bytes(b"")
     with pytest.raises(Unavailable, match="cannot write to its disk"):
         await quick_aggregators(tmp_path).start(PROJECT)
+
+
+async def test_nobody_who_has_the_id_of_a_dead_process_is_ended_in_its_place(tmp_path: Path) -> None:
+    """Ids of processes are used again. What the dead one left in its group is ended."""
+    first = quick_aggregators(tmp_path)
+    await first.start(PROJECT, "r1")
+    async with asyncio.timeout(30):
+        while len(below := processes_below(tmp_path / "projects")) < 3:  # noqa: ASYNC110 - it starts a child
+            await asyncio.sleep(0.01)
+    record = tmp_path / "projects" / PROJECT / "processes.json"
+    recorded = json.loads(record.read_text())
+    leader = recorded["serverapps"]["r1"][0]
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import time; time.sleep(600)", cwd="/", start_new_session=True
+    )
+    try:
+        recorded["serverapps"]["r2"] = [stranger.pid, 0.0]
+        record.write_text(json.dumps(recorded))
+        os.kill(leader, signal.SIGKILL)
+        await until_below(tmp_path, len(below) - 1)
+        second = quick_aggregators(tmp_path)
+        await second.stop(PROJECT)
+        await until_below(tmp_path, 0)
+        assert psutil.Process(stranger.pid).status() != psutil.STATUS_ZOMBIE
+    finally:
+        stranger.kill()
+        await stranger.wait()
