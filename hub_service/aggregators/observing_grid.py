@@ -281,6 +281,7 @@ class ObservingGrid(HttpGrid):
         replies = self._pulled(message_ids, _SHORT_WAIT_S)
         if not replies and time.monotonic() - self._looked_at > _LOOK_S:
             replies = self._instead_of_silent(message_ids)
+        self._observer.forget(reply.metadata.reply_to_message_id for reply in replies)
         return replies
 
     def _pulled(self, message_ids: Iterable[str], wait_s: float) -> list[Message]:
@@ -328,7 +329,8 @@ class ObservingGrid(HttpGrid):
         policy ends the run.
         """
         messages = list(messages)
-        open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        sent_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        open_ids = set(sent_ids)
         limited = timeout is not None and timeout != _STRATEGY_TIMEOUT_S and timeout < DEFAULT_TTL
         deadline = time.monotonic() + timeout if timeout is not None and limited else float("inf")
         replies: list[Message] = []
@@ -342,6 +344,7 @@ class ObservingGrid(HttpGrid):
         self._give_up(open_ids)
         replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
         replies = self._without_odd_ones(replies)
+        self._observer.forget(sent_ids)
         if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
             raise RunFailed(f"no site could train: {_reasons(replies)}")
         return replies

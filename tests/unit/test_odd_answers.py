@@ -39,8 +39,8 @@ class ScriptedGrid(ObservingGrid):
 
     def __init__(self, folder: Path, answers: dict[int, RecordDict]) -> None:
         self.events: list[RunEvent] = []
-        observer = Observer(self.events.append, lambda: 0.0)
-        super().__init__("127.0.0.1:1", "token", observer, lambda *_: None, Mailbox(folder))
+        self.observer = Observer(self.events.append, lambda: 0.0)
+        super().__init__("127.0.0.1:1", "token", self.observer, lambda *_: None, Mailbox(folder))
         self._answers = answers
         self._replies: dict[str, Message] = {}
         self.show(answers)
@@ -149,6 +149,21 @@ def test_what_an_app_means_so_is_not_odd(tmp_path: Path, message_type: str, metr
     messages = [Message(RecordDict(), node, message_type) for node in answers]
     assert [reply.has_content() for reply in grid.send_and_receive(messages)] == [True] * 3
     assert grid.faults == {}
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+def test_of_a_message_that_is_over_nothing_is_kept(tmp_path: Path, own_loop: bool) -> None:
+    """A description of all arrays for each message of each round would fill the memory of a long run."""
+    grid = ScriptedGrid(tmp_path, {1: content(array_of(1), GOOD), 2: without_arrays(), 3: content(array_of(3), GOOD)})
+    if own_loop:
+        messages = [Message(content(array_of(0), {}), node, "train") for node in (1, 2, 3)]
+        assert len(list(grid.pull_messages(grid.push_messages(messages)))) == 3
+    else:
+        FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord({"w": array_of(0)}), 2)
+    assert grid._replies
+    for message_id in grid._replies:
+        with pytest.raises(KeyError):
+            grid.observer.sent_arrays(message_id)
 
 
 # --- stock nodes, whose answers come as Flower's objects
