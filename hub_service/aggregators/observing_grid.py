@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import uuid4
 
 import httpx
 from federator.contract import OutagePolicy
@@ -301,13 +302,14 @@ class ObservingGrid(HttpGrid):
     def _bulk(self, operation: str, message: Protobuf, content: bytes, wait_s: float = 0.0) -> bytes:
         """Ask the SuperLink's bulk path, with the proofs and the patience of Flower's own client."""
         client = self._runtime_client
+        key = uuid4().hex  # the same for each attempt
 
         def send() -> httpx.Response:
             request = client._client.build_request(
                 "POST",
                 f"{client._base_url}/v1/bulk/{operation}",
                 content=content,
-                headers={"prefer": f"wait={wait_s:g}"},
+                headers={"prefer": f"wait={wait_s:g}", "idempotency-key": key},
                 timeout=_CALL_TIMEOUT_S,
             )
             response = client._send(ProtobufRequestContext(operation, message, request))
