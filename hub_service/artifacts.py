@@ -97,6 +97,12 @@ class Artifacts:
                 return self._keep(MODELS, file)
         except FileNotFoundError as error:
             raise NotFound("The run has written no model.", debug=str(source)) from error
+        except OSError as error:
+            raise Unavailable(
+                "The run's model cannot be read.",
+                "Ask the Hub's administrator about the service's disk.",
+                debug=str(error),
+            ) from error
 
     def model(self, sha256: str) -> Path:
         """Where a model lies, for now: open it at once.

@@ -368,7 +368,11 @@ class RunDriver:
         """Take what the ServerApp has reported since the last look: the run as it is now, and whether there was any."""
         run = self._run
         folder = self._backend.run_folder(run.project_id, run.id)
-        fresh, self._offset = await asyncio.to_thread(read_events, folder, self._offset)
+        try:
+            fresh, self._offset = await asyncio.to_thread(read_events, folder, self._offset)
+        except OSError as error:  # the service has too many files open, say: tried again at the next look
+            log.warning("run %s cannot be looked at: %s", run.id, error)
+            return Progress(run), False
         trim_log(folder)
         self._note_models(fresh)
         known, new = fresh[: self._taken], fresh[self._taken :]
@@ -425,7 +429,7 @@ class RunDriver:
             with open_run_file(self._backend.run_folder(run.project_id, run.id), SERVERAPP_LOG) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _END_OF_LOG))
                 lines = file.read(_END_OF_LOG).decode("utf-8", errors="replace").split("\n")
-        except FileNotFoundError:
+        except OSError:
             return ""
         spoken = [line.strip() for line in lines if line.strip()]
         words = "".join(character for character in spoken[-1] if character.isprintable()) if spoken else ""

@@ -2,8 +2,12 @@
 
     <run folder>/checkpoint/
         seed             of the run's random numbers, from its first beginning
-        state-<number>   the two newest: where the run was, behind the checksum of what follows
+        state-<number>   the two newest: where the run was, behind the checksum of what follows; at its end, sizes and
+                         checksums of the blobs that it refers to
         <32 hex digits>  blobs of the mail (`mail.py`) that a state refers to, as further names of the same files
+
+An older state goes only when the newest is on the disk with all its blobs: a machine that loses power has one of them.
+That takes a disk as long as a round of a small model takes in all, so the next round goes on meanwhile.
 
 A model that has been sent stands in a blob of the mail already: a state names it, so that a round costs no second copy
 of its model. What else a strategy holds is written into the state.
@@ -14,6 +18,7 @@ code of the project's owner runs anyway. The service must not open them.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -22,7 +27,8 @@ import secrets
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,10 +48,12 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER = "checkpoint"
 _SEED = "seed"
-_SEED_WORDS = 4  # of 32 bits
+_SEED_FORM = struct.Struct("<4I")
 _STATE = "state-"
 _KEPT_STATES = 2  # a machine that loses power may have lost the newest
 _CHECKSUM = struct.Struct("<I")
+_BLOBS_END = struct.Struct("<I6s")  # behind the JSON of a state's blobs: its length and _BLOBS
+_BLOBS = b"\nblobs"  # no pickle ends so: states of earlier versions say nothing of their blobs
 _PIECE = 1024**2  # bytes
 # The app makes these anew, as it made them the first time.
 _AS_MADE = (FunctionType, BuiltinFunctionType, MethodType, partial, ModuleType, type)
@@ -102,16 +110,24 @@ class Checkpoints:
         self._mailbox = mailbox
         self._number = max(self._numbers(), default=0)
         self._blobs: dict[int, set[str]] = {}  # by state
+        self._sums: dict[str, _Sum] = {}  # of blobs here
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._settling: Future[None] | None = None
         self._taken: dict[str, Sequence[memoryview]] = {}  # blobs of the ServerApp before this one
 
     def seed(self) -> list[int]:
         """The run's own, the same after each loss."""
         path = self._folder / _SEED
-        if not path.exists():
-            partial_path = path.with_suffix(".partial")
-            partial_path.write_bytes(secrets.token_bytes(4 * _SEED_WORDS))
-            partial_path.replace(path)
-        return list(struct.unpack(f"<{_SEED_WORDS}I", path.read_bytes()))
+        try:
+            return list(_SEED_FORM.unpack(path.read_bytes()))
+        except (FileNotFoundError, struct.error):  # a machine that loses power may leave an empty one
+            seed = secrets.token_bytes(_SEED_FORM.size)
+        partial_path = path.with_suffix(".partial")
+        partial_path.write_bytes(seed)
+        _sync([partial_path])
+        partial_path.replace(path)
+        _sync([self._folder])
+        return list(_SEED_FORM.unpack(seed))
 
     def write(self, place: Place, calls: object) -> None:
         """Put a state beside the one before. Raises OSError, and whatever the pickling of `calls` raises.
@@ -119,6 +135,7 @@ class Checkpoints:
         Args:
             calls: what `Checkpoint.calls` returns.
         """
+        self.wait()
         number = self._number + 1
         path = self._folder / f"{_STATE}{number}"
         partial_path = path.with_suffix(".partial")
@@ -129,6 +146,9 @@ class Checkpoints:
                 blobs: set[str] = set()
                 for part in (place, calls):
                     _Pickler(checked, self._keep_blob, blobs).dump(part)
+                sums = json.dumps({name: self._sums[name] for name in blobs}).encode()
+                checked.write(sums)
+                checked.write(_BLOBS_END.pack(len(sums), _BLOBS))
                 file.seek(0)
                 file.write(_CHECKSUM.pack(checked.checksum))
             partial_path.replace(path)
@@ -136,13 +156,19 @@ class Checkpoints:
             partial_path.unlink(missing_ok=True)
             raise
         self._number, self._blobs[number] = number, blobs
-        self._forget_old()
+        self._settling = self._thread.submit(self._settle, [*(self._folder / name for name in blobs), path])
+
+    def wait(self) -> None:
+        """Return when the state that was written is on the disk. Raises OSError where the disk refuses."""
+        settling, self._settling = self._settling, None
+        if settling is not None:
+            settling.result()
 
     def read(self) -> Checkpoint | None:
-        """The newest state that is whole; None where there is none. Its blobs are back in the mail."""
+        """The newest state that is whole, with all its blobs; None where there is none. They are back in the mail."""
         for number in sorted(self._numbers(), reverse=True):
             path = self._folder / f"{_STATE}{number}"
-            if not _is_whole(path):
+            if not self._is_whole(path):
                 _log.warning("%s is not whole: passed by", path.name)
                 path.unlink()
                 continue
@@ -164,12 +190,26 @@ class Checkpoints:
         found = (path.name.removeprefix(_STATE) for path in self._folder.glob(f"{_STATE}*"))
         return [int(number) for number in found if number.isdecimal()]
 
+    def _is_whole(self, path: Path) -> bool:
+        """Whether the state, and each blob that it refers to, is as it was written."""
+        try:
+            with path.open("rb") as file:
+                said = file.read(_CHECKSUM.size)
+            _, checksum = _sum_of(path, _CHECKSUM.size)
+            if said != _CHECKSUM.pack(checksum):
+                return False
+            return all(_sum_of(self._folder / name) == tuple(one) for name, one in _blobs_of(path).items())
+        except OSError:
+            return False
+
     def _keep_blob(self, name: str) -> bool:
         """Whether the blob is kept: it may have been removed from the mail, while its array is still used."""
-        kept = self._folder / name
-        if not kept.exists():
+        if name not in self._sums:
+            kept = self._folder / name
             try:
-                os.link(self._mailbox.path_of(name), kept)
+                if not kept.exists():
+                    os.link(self._mailbox.path_of(name), kept)
+                self._sums[name] = _sum_of(kept)
             except OSError:  # it is gone, or this file system knows no links
                 return False
         return True
@@ -178,6 +218,10 @@ class Checkpoints:
         if name not in self._taken:
             self._taken[name] = self._mailbox.taken_back(name, self._folder / name)
         return self._taken[name][index]
+
+    def _settle(self, newest: Sequence[Path]) -> None:
+        _sync([*newest, self._folder])
+        self._forget_old()
 
     def _forget_old(self) -> None:
         """Remove all states but the newest, and the blobs that none of these has."""
@@ -191,6 +235,7 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if not path.name.startswith(_STATE) and path.name not in needed | {_SEED}:
                 path.unlink()
+                self._sums.pop(path.name, None)
 
 
 class _Checked:
@@ -205,13 +250,40 @@ class _Checked:
         return self._file.write(data)
 
 
-def _is_whole(path: Path) -> bool:
+_Sum = tuple[int, int]
+"""Size and checksum of a file."""
+
+
+def _sum_of(path: Path, begin: int = 0) -> _Sum:
+    """From `begin` on. Raises OSError."""
+    size = checksum = 0
     with path.open("rb") as file:
-        said = file.read(_CHECKSUM.size)
-        checksum = 0
+        file.seek(begin)
         while piece := file.read(_PIECE):
-            checksum = zlib.crc32(piece, checksum)
-    return said == _CHECKSUM.pack(checksum)
+            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+    return size, checksum
+
+
+def _blobs_of(state: Path) -> Mapping[str, Sequence[int]]:
+    """Size and checksum of each blob that a whole state refers to; none for a state of an earlier version."""
+    with state.open("rb") as file:
+        end = file.seek(-_BLOBS_END.size, os.SEEK_END)
+        length, mark = _BLOBS_END.unpack(file.read())
+        if mark != _BLOBS:
+            return {}
+        file.seek(end - length)
+        blobs: Mapping[str, Sequence[int]] = json.loads(file.read(length))
+        return blobs
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Return once these files, and the names in these folders, are on the disk. Raises OSError where it refuses."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class _Pickler(pickle.Pickler):

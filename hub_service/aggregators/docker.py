@@ -49,6 +49,7 @@ from hub_service.aggregators.processes import (
     SUPERLINK_LOG,
     SUPERLINK_MODULE,
     answers,
+    disk_refuses,
     environment,
     not_started,
     serverapp_arguments,
@@ -189,7 +190,7 @@ class DockerAggregators(AggregatorBackend):
             try:
                 Plan.of(spec, aggregator.endpoint.address).write(self.run_folder(project_id, spec.run_id))
             except OSError as error:
-                raise _disk_refuses(error) from error
+                raise disk_refuses(error) from error
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
         await self._adopt()
@@ -329,7 +330,7 @@ class DockerAggregators(AggregatorBackend):
         try:
             Plan.forget(folder)
         except OSError as error:
-            raise _disk_refuses(error) from error
+            raise disk_refuses(error) from error
         return self._container(
             project_id,
             SERVERAPP,
@@ -615,14 +616,14 @@ def _make_for_container(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.chown(folder, *_user())
     except OSError as error:
-        raise _disk_refuses(error) from error
+        raise disk_refuses(error) from error
 
 
 def _empty_log(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        raise _disk_refuses(error) from error
+        raise disk_refuses(error) from error
 
 
 def _running_log(container: str, client: docker.DockerClient) -> bytes:
@@ -695,12 +696,4 @@ def _refused(error: APIError) -> Unavailable:
         "The engine that aggregators run on refused.",
         f"Start the run again; if it fails again, show this to the Hub's administrators: {explanation}",
         debug=str(error),
-    )
-
-
-def _disk_refuses(error: OSError) -> Unavailable:
-    return Unavailable(
-        "The service cannot write to its disk.",
-        "Ask the Hub's administrator whether the disk is full.",
-        debug=f"{error.filename}: {error.strerror}",
     )

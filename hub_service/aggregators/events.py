@@ -29,6 +29,7 @@ _LARGEST = 512 * 1024**2  # bytes of one run's events
 _LARGEST_NUMBER = 2**63 - 1
 _WHOLE_NUMBERS = ("round", "examples", "size")
 _LONGEST = 2**35  # seconds: a thousand years, whose begin and end every calendar here knows
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
 def round_model_file(number: int) -> str:
@@ -118,7 +119,7 @@ def _as_kept(text: str) -> str:
 
 
 def open_run_file(folder: Path, name: str) -> BinaryIO:
-    """A file of a run folder, for reading. Raises FileNotFoundError where no plain file stands there.
+    """A file of a run folder, for reading. Raises FileNotFoundError where no plain file stands there, and OSError.
 
     A link could lead to any file that the service may read, and a pipe would hold the service up.
     """
@@ -126,11 +127,18 @@ def open_run_file(folder: Path, name: str) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
+        if not is_missing(error):
+            raise
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileNotFoundError(None, "not a plain file", str(path))
     return open(descriptor, "rb")
+
+
+def is_missing(error: OSError) -> bool:
+    """Whether it is that no such file, or a link, stands there. Any other error says nothing of what stands there."""
+    return error.errno in _MISSING
 
 
 def read_events(folder: Path, offset: int = 0) -> tuple[list[RunEvent], int]:
@@ -143,7 +151,7 @@ def read_events(folder: Path, offset: int = 0) -> tuple[list[RunEvent], int]:
         folder: the run folder; it may have no event file yet.
         offset: bytes, 0 for the start or what an earlier call returned.
 
-    Raises Invalid where what stands there are no events, or too many.
+    Raises Invalid where what stands there are no events, or too many; and OSError where they cannot be read now.
     """
     try:
         with open_run_file(folder, EVENTS_FILE) as file:

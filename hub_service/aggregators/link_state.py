@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,20 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import in_memory_linkstate
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.server.superlink.linkstate.utils import verify_message_ids
+from flwr.supercore import log
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
+
+
+def _read(node_ids: Path) -> dict[str, int]:
+    """What the file says; nothing where there is none, or a machine that lost power has left one that is not whole."""
+    try:
+        return dict(json.loads(node_ids.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        log(WARNING, "%s cannot be read, and counts as absent: %s", node_ids, error)
+        return {}
 
 
 @contextmanager
@@ -56,7 +69,7 @@ class LinkState(InMemoryLinkState):
         super().__init__(*flowers)
         self._file = node_ids
         self._run_id = run_id
-        self._known: dict[str, int] = json.loads(node_ids.read_text()) if node_ids.exists() else {}
+        self._known: dict[str, int] = _read(node_ids)
         self._heard: dict[int, float] = {}  # node id -> when it was last heard of, by the monotonic clock
 
     @classmethod

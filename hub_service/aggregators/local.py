@@ -20,7 +20,8 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from hub_service.aggregators.processes import (
     SUPERLINK_LOG,
     SUPERLINK_MODULE,
     answers,
+    disk_refuses,
     environment,
     not_started,
     serverapp_arguments,
@@ -163,7 +165,8 @@ class LocalAggregators(AggregatorBackend):
                 raise Unavailable("The project's aggregator does not run.", "Start the run again.")
             run_folder = self.run_folder(project_id, spec.run_id)
             await self._launch_serverapp(project_id, spec.run_id, aggregator)
-            Plan.of(spec, aggregator.endpoint.address).write(run_folder)
+            with _writing():
+                Plan.of(spec, aggregator.endpoint.address).write(run_folder)
 
     async def serverapp_exit(self, project_id: str, run_id: str) -> int | None:
         aggregator = self._aggregators.get(project_id)
@@ -210,7 +213,8 @@ class LocalAggregators(AggregatorBackend):
     async def _launch_superlink(self, project_id: str, run_id: str | None) -> _Aggregator:
         await self._end(project_id)
         folder = self._folder(project_id)
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writing():
+            folder.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint(HOST, _free_port())
         arguments = superlink_arguments(endpoint.host, endpoint.port, str(folder / NODE_IDS), run_id)
         log_file = folder / SUPERLINK_LOG
@@ -220,7 +224,11 @@ class LocalAggregators(AggregatorBackend):
             raise not_started(log_file, f"{error.strerror}: {self._commands[SUPERLINK_MODULE][0]}") from error
         aggregator = _Aggregator(endpoint, process, answers=False)
         self._aggregators[project_id] = aggregator
-        self._remember(project_id)
+        try:
+            self._remember(project_id)
+        except Unavailable:
+            await self._end(project_id)  # the next service would not find it
+            raise
         return aggregator
 
     async def _launch_serverapp(self, project_id: str, run_id: str, aggregator: _Aggregator) -> None:
@@ -228,13 +236,22 @@ class LocalAggregators(AggregatorBackend):
         if run_id in aggregator.serverapps:
             return
         run_folder = self.run_folder(project_id, run_id)
-        run_folder.mkdir(parents=True, exist_ok=True)
-        Plan.forget(run_folder)
+        with _writing():
+            run_folder.mkdir(parents=True, exist_ok=True)
+            Plan.forget(run_folder)
         arguments = serverapp_arguments(str(run_folder))
-        aggregator.serverapps[run_id] = await self._spawn(
-            SERVERAPP_MODULE, arguments, self._folder(project_id), run_folder / SERVERAPP_LOG, run_id
-        )
-        self._remember(project_id)
+        log_file = run_folder / SERVERAPP_LOG
+        try:
+            process = await self._spawn(SERVERAPP_MODULE, arguments, self._folder(project_id), log_file, run_id)
+        except OSError as error:
+            raise not_started(log_file, f"{error.strerror}: {self._commands[SERVERAPP_MODULE][0]}") from error
+        aggregator.serverapps[run_id] = process
+        try:
+            self._remember(project_id)
+        except Unavailable:
+            del aggregator.serverapps[run_id]
+            await self._end_processes([process])  # the next service would start another beside it
+            raise
 
     async def _until_it_answers(self, project_id: str, aggregator: _Aggregator) -> None:
         """Wait for the SuperLink's API. Returns too where it has ended by itself, perhaps because its port was taken.
@@ -254,7 +271,11 @@ class LocalAggregators(AggregatorBackend):
             answered.cancel()
         if answered in done and ended not in done:
             aggregator.answers = True
-            self._remember(project_id)
+            try:
+                self._remember(project_id)
+            except Unavailable:
+                aggregator.answers = False
+                raise
         if not done:
             reason = f"it did not answer within {self._start_timeout_s:g} s"
             raise not_started(self._folder(project_id) / SUPERLINK_LOG, reason)
@@ -291,10 +312,16 @@ class LocalAggregators(AggregatorBackend):
         self._record(project_id).unlink(missing_ok=True)
 
     async def _end_processes(self, processes: Sequence[_Process]) -> None:
+        """End them with all that they have started.
+
+        The id of one that ended unseen may be another's by now, and its group another's group.
+        """
+        alive = [process for process in processes if process.alive()]
+        for process in alive:
+            process.signal_group(signal.SIGTERM)
         for process in processes:
-            if process.alive():
-                process.signal_group(signal.SIGTERM)
-        for process in processes:
+            if process not in alive and process.pid not in self._exits and not self._has_left_some(process):
+                continue
             try:
                 async with asyncio.timeout(self._stop_timeout_s):
                     await self._ended(process)
@@ -304,6 +331,15 @@ class LocalAggregators(AggregatorBackend):
             # Its leader is gone; whatever it started is still in the group.
             process.signal_group(signal.SIGKILL)
             self._exits.pop(process.pid, None)
+
+    def _has_left_some(self, process: _Process) -> bool:
+        """Whether processes that work in our folders are in the group of one that has ended."""
+        for one in psutil.process_iter(["cwd"]):
+            with suppress(ProcessLookupError):
+                ours = one.info["cwd"] and Path(one.info["cwd"]).is_relative_to(self._projects)
+                if ours and os.getpgid(one.pid) == process.pid:
+                    return True
+        return False
 
     async def _ended(self, process: _Process) -> None:
         exit_status = self._exits.get(process.pid)
@@ -316,6 +352,7 @@ class LocalAggregators(AggregatorBackend):
         return self._folder(project_id) / "processes.json"
 
     def _remember(self, project_id: str) -> None:
+        """Raises Unavailable where the disk refuses."""
         aggregator = self._aggregators[project_id]
         record = {
             "port": aggregator.endpoint.port,
@@ -325,14 +362,20 @@ class LocalAggregators(AggregatorBackend):
         }
         path = self._record(project_id)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record))
-        partial.replace(path)
+        with _writing():
+            partial.write_text(json.dumps(record))
+            partial.replace(path)
 
     def _find_running(self) -> dict[str, _Aggregator]:
         """The aggregators that an earlier service left running."""
         found = {}
         for path in self._projects.glob("*/processes.json"):
-            aggregator = _recorded(json.loads(path.read_text()))
+            try:
+                aggregator = _recorded(json.loads(path.read_text()))
+            except (ValueError, KeyError, TypeError) as error:  # a machine that loses power may leave an empty one
+                log.warning("%s cannot be read, and counts as absent: %s", path, error)
+                path.unlink()
+                continue
             if aggregator.superlink.alive():
                 found[path.parent.name] = aggregator
             else:
@@ -360,6 +403,15 @@ def _recorded(record: dict[str, Any]) -> _Aggregator:
         record["answers"],
         {run: _Process(*process) for run, process in record["serverapps"].items()},
     )
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raises Unavailable where the disk refuses what is done inside."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_refuses(error) from error
 
 
 def _leads_its_group(pid: int) -> bool:

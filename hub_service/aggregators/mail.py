@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
-from hub_service.aggregators.events import open_run_file
+from hub_service.aggregators.events import is_missing, open_run_file
 
 MAIL_FOLDER = "mail"
 
@@ -33,7 +33,7 @@ def is_mail_name(name: str) -> bool:
 
 
 def open_mail(run_folder: Path, name: str) -> BinaryIO:
-    """A file of a run's mail, for reading. Raises NoSuchMail."""
+    """A file of a run's mail, for reading. Raises NoSuchMail, and OSError."""
     if not is_mail_name(name):
         raise NoSuchMail(name)
     folder = _folder(run_folder)
@@ -56,7 +56,7 @@ def create_mail(run_folder: Path, name: str) -> BinaryIO:
 
 
 def remove_mail(run_folder: Path, name: str) -> None:
-    """Remove a file that `create_mail` has made, if it is still there."""
+    """Remove a file that `create_mail` has made, if it is still there. Raises OSError."""
     try:
         folder = _folder(run_folder)
     except NoSuchMail:
@@ -74,4 +74,6 @@ def _folder(run_folder: Path) -> int:
     try:
         return os.open(run_folder / MAIL_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
+        if not is_missing(error):
+            raise
         raise NoSuchMail(str(run_folder)) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -156,6 +156,11 @@ class Observer:
             text=",".join(map(str, silent)),
             metrics={str(node): seconds for node, seconds in silent.items()},
         )
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Nothing more will be said of these messages: a run may send very many."""
+        for message_id in message_ids:
+            self._sent.pop(message_id, None)
 
     def sent_arrays(self, message_id: str) -> Arrays:
         return self._sent[message_id].letter.arrays

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import uuid4
 
 import httpx
 from federator.contract import OutagePolicy
@@ -281,6 +282,7 @@ class ObservingGrid(HttpGrid):
         replies = self._pulled(message_ids, _SHORT_WAIT_S)
         if not replies and time.monotonic() - self._looked_at > _LOOK_S:
             replies = self._instead_of_silent(message_ids)
+        self._observer.forget(reply.metadata.reply_to_message_id for reply in replies)
         return replies
 
     def _pulled(self, message_ids: Iterable[str], wait_s: float) -> list[Message]:
@@ -300,13 +302,14 @@ class ObservingGrid(HttpGrid):
     def _bulk(self, operation: str, message: Protobuf, content: bytes, wait_s: float = 0.0) -> bytes:
         """Ask the SuperLink's bulk path, with the proofs and the patience of Flower's own client."""
         client = self._runtime_client
+        key = uuid4().hex  # the same for each attempt
 
         def send() -> httpx.Response:
             request = client._client.build_request(
                 "POST",
                 f"{client._base_url}/v1/bulk/{operation}",
                 content=content,
-                headers={"prefer": f"wait={wait_s:g}"},
+                headers={"prefer": f"wait={wait_s:g}", "idempotency-key": key},
                 timeout=_CALL_TIMEOUT_S,
             )
             response = client._send(ProtobufRequestContext(operation, message, request))
@@ -328,7 +331,8 @@ class ObservingGrid(HttpGrid):
         policy ends the run.
         """
         messages = list(messages)
-        open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        sent_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        open_ids = set(sent_ids)
         limited = timeout is not None and timeout != _STRATEGY_TIMEOUT_S and timeout < DEFAULT_TTL
         deadline = time.monotonic() + timeout if timeout is not None and limited else float("inf")
         replies: list[Message] = []
@@ -342,6 +346,7 @@ class ObservingGrid(HttpGrid):
         self._give_up(open_ids)
         replies.sort(key=lambda reply: self._shown.get(reply.metadata.src_node_id, -1))
         replies = self._without_odd_ones(replies)
+        self._observer.forget(sent_ids)
         if messages and _is_train(messages[0]) and all(reply.has_error() for reply in replies):
             raise RunFailed(f"no site could train: {_reasons(replies)}")
         return replies

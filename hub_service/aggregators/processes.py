@@ -100,3 +100,12 @@ def not_started(log: Path, reason: str) -> Unavailable:
         "Start the run again; if it fails again, show this to the Hub's administrators: " + " | ".join(lines),
         debug=f"log: {log}",
     )
+
+
+def disk_refuses(error: OSError) -> Unavailable:
+    """The error for what has to be written before a process is started, or at once after."""
+    return Unavailable(
+        "The service cannot write to its disk.",
+        "Ask the Hub's administrator whether the disk is full.",
+        debug=f"{error.filename}: {error.strerror}",
+    )

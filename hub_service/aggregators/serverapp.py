@@ -234,7 +234,9 @@ class Phases:
                 return
             except (httpx.TransportError, RunNotRunningException):
                 raise
-            except Exception as error:  # noqa: BLE001 - the app is the owner's code: it may raise anything
+            except Exception as error:
+                if is_full_disk(error):
+                    raise  # no fault of the site's or the app's
                 _log.exception("training alone on node %d", node)
                 self._observer.note(f"this site could not train alone: {self._app.explain(error)}")
                 self._finish(with_model=False)

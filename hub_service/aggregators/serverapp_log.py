@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hub_service.aggregators.events import SERVERAPP_LOG, open_run_file
+from hub_service.domain.errors import Unavailable
 
 PIECE = 64 * 1024  # bytes that are read at once, at most
 LOG_LIMIT = 8 * 1024**2  # bytes on disk, at which the oldest lines go
@@ -28,12 +29,17 @@ class LogPiece:
 
 
 def read_log(folder: Path, after: int) -> LogPiece:
-    """What stands in a run folder's log behind `after`, PIECE bytes of its end at most. Empty where there is no log."""
+    """What stands in a run folder's log behind `after`, PIECE bytes of its end at most. Empty where there is no log.
+
+    Raises Unavailable where it cannot be read now.
+    """
     try:
         with open_run_file(folder, SERVERAPP_LOG) as file:
             return piece_of(file, after)
     except FileNotFoundError:
         return LogPiece()
+    except OSError as error:
+        raise Unavailable("The run's log cannot be read now.", "Try again.", debug=str(error)) from error
 
 
 async def no_log(project_id: str, run_id: str, after: int) -> LogPiece:

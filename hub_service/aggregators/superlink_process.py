@@ -20,6 +20,7 @@ own handlers and state, after Flower's own checks of who asks and whether the ru
     grid-pull   it takes the replies                PullAppMessagesRequest
                                                     -> [PullAppMessagesResponse, files by message] objects of the others
                                                     204: nothing yet
+                                                    asked again with its Idempotency-Key: the same answer again
     grid-give-up  it waits for some no longer       PullAppMessagesRequest -> 204
 
 `Prefer: wait=N` holds a pull for up to N seconds; a push wakes it. A node gets its message again until it has answered
@@ -96,6 +97,7 @@ from hub_service.aggregators.processes import NICENESS
 
 PREFIX = "/v1/bulk/"
 MEDIA_TYPE = "application/octet-stream"
+_KEY_HEADER = "idempotency-key"
 BODY_LIMIT = 4 * 1024**3  # bytes; only messages to and from stock nodes come near
 LONGEST_WAIT_S = 30.0
 KEPT = b"kept"
@@ -131,6 +133,14 @@ class _Handed:
     times: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Pulled:
+    """The last replies that the ServerApp was sent, until it asks for something else. The key is its request's."""
+
+    key: str = ""
+    replies: bytes = b""
+
+
 class _Bell:
     """Wakes all who wait for news."""
 
@@ -160,6 +170,7 @@ class BulkPaths:
         self._letters: dict[str, bytes] = {}  # by message, until it is answered
         self._handed: dict[int, _Handed] = {}  # by node, until it has answered
         self._files: dict[str, str] = {}  # by reply, until the ServerApp has it
+        self._pulled = _Pulled()
         self._version = VersionDependency(
             component_name="SuperLink", connection_name="Caller <-> SuperLink Runtime API"
         )
@@ -329,6 +340,7 @@ class BulkPaths:
 
     async def _grid_push(self, request: Request, body: bytes) -> bytes:
         task = self._task(request)
+        self._pulled = _Pulled()
         (asked, letters), objects = unpack(body, messages=2)
         message = _parsed(PushAppMessagesRequest, asked)
         return self._keep_messages(message, split(letters), objects, task)
@@ -358,10 +370,19 @@ class BulkPaths:
     async def _grid_pull(self, request: Request, body: bytes) -> bytes:
         self._task(request)
         message = _parsed(PullAppMessagesRequest, body)
+        key = request.headers.get(_KEY_HEADER, "")
+        if self._pulled.key != key:
+            self._pulled = _Pulled()
 
         def look() -> bytes | None:
             # Asked each time: a run that is stopped meanwhile has lost its messages, and its task the token.
-            return self._replies(message, self._task(request))
+            task = self._task(request)
+            if key and self._pulled.key == key:  # they did not arrive, and Flower's state has them no more
+                return self._pulled.replies
+            replies = self._replies(message, task)
+            if replies is not None:
+                self._pulled = _Pulled(key, replies)
+            return replies
 
         return await self._until(self._for_serverapp, _wait_s(request), look) or b""
 

@@ -116,6 +116,8 @@ class WrongTime(Refusal):
 
 
 class NotNow(Refusal):
+    """The aggregator, or the service's own disk, does not do what it should; that may pass."""
+
     def __init__(self) -> None:
         super().__init__(503, "The project's aggregator does not answer; try again.")
 
@@ -361,10 +363,13 @@ class Gateway:
         except (NoSuchMail, BadFrame) as error:
             log.warning("project %s: a message has lost its model data: %s", caller.grant.project_id, error)
             return None
+        except OSError as error:
+            log.warning("project %s: a message's model data cannot be read: %s", caller.grant.project_id, error)
+            raise NotNow from error
         return Delivery(pack([envelope, run, letter], {}), files)
 
     def _blobs(self, caller: Caller, letter: Letter, had: frozenset[str]) -> list[BinaryIO]:
-        """The files that the letter names and the node lacks, each once. Raises NoSuchMail."""
+        """The files that the letter names and the node lacks, each once. Raises NoSuchMail, and OSError."""
         folder = self._backend.newest_run_folder(caller.grant.project_id)
         files: list[BinaryIO] = []
         try:
@@ -373,7 +378,7 @@ class Gateway:
                     if folder is None:
                         raise NoSuchMail(name)
                     files.append(open_mail(folder, name))
-        except NoSuchMail:
+        except (NoSuchMail, OSError):
             Delivery(b"", files).close()
             raise
         return files

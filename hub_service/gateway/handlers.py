@@ -17,7 +17,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
 from hub_service.gateway.approved_apps import approved_request
-from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, Refusal, TooMuch
+from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, NotNow, Refusal, TooMuch
 from hub_service.gateway.upload import Upload
 from hub_service.identity import address_of
 from hub_service.site_stages import Stage
@@ -231,6 +231,9 @@ class FleetHandler(RequestHandler):
                 if unsent > _FLUSH_AT:
                     await self.flush()
                     unsent = 0
+        except (aiohttp.ClientError, TimeoutError) as error:  # the aggregator has ended in the middle of its answer
+            self.clear()
+            raise NotNow from error
         finally:
             response.close()
 
@@ -241,6 +244,11 @@ class FleetHandler(RequestHandler):
             return
         try:
             await self._deliver(caller, delivery)
+        except StreamClosedError:  # the node has gone
+            raise
+        except OSError as error:
+            self.clear()
+            raise NotNow from error
         finally:
             delivery.close()
 
@@ -294,6 +302,9 @@ class FleetHandler(RequestHandler):
         if self.upload is not None:
             self.upload.break_off()
         if self._finished:
+            return
+        if self._headers_written:  # half an answer is with the node: it must not pass for the whole
+            self._http1().stream.close()
             return
         self.set_status(refusal.status)
         for name, value in refusal.headers.items():

@@ -69,10 +69,9 @@ class Upload:
             self._close()
             self._handed_on = True
             kept = await self._gateway.bulk_push(self._caller, self._envelope, self._name)
-        except NotNow:
-            raise
-        except BaseException:
-            self.abandon()
+        except BaseException as error:
+            if not (self._handed_on and isinstance(error, NotNow)):
+                self.abandon()
             raise
         if not kept:
             self.abandon()
@@ -83,11 +82,12 @@ class Upload:
             self.abandon()
 
     def abandon(self) -> None:
-        """Leave nothing of it."""
+        """Leave nothing of it. What cannot be removed now goes with the run's mail."""
         if self._file is not None:
-            with suppress(DiskFull):
+            with suppress(DiskFull, NotNow):
                 self._close()
-            remove_mail(self._folder, self._name)
+            with suppress(OSError):
+                remove_mail(self._folder, self._name)
 
     def _read_envelope(self) -> None:
         try:
@@ -128,12 +128,12 @@ class Upload:
 
 @contextmanager
 def _room() -> Iterator[None]:
-    """Raises DiskFull where there is none for what is written inside, and NoRun where the run's folder is gone."""
+    """Raises DiskFull where there is none for what is written inside, NoRun where the run's folder is gone, and NotNow
+    for whatever else the system says.
+    """
     try:
         yield
     except NoSuchMail as error:
         raise NoRun from error
     except OSError as error:
-        if not is_full_disk(error):
-            raise
-        raise DiskFull from error
+        raise (DiskFull() if is_full_disk(error) else NotNow()) from error

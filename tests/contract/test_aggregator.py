@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -358,3 +360,106 @@ async def test_what_an_earlier_service_left_of_a_dead_superlink_is_cleared(tmp_p
     backend = LocalAggregators(tmp_path)
     assert await backend.running() == []
     assert not (project / "processes.json").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"port": 1}'])
+async def test_a_record_of_processes_that_is_not_whole_counts_as_absent(tmp_path: Path, damaged: str) -> None:
+    """As after a loss of power: the service has to start."""
+    project = tmp_path / "projects" / PROJECT
+    project.mkdir(parents=True)
+    (project / "processes.json").write_text(damaged)
+    backend = LocalAggregators(tmp_path)
+    assert await backend.running() == []
+    assert not (project / "processes.json").exists()
+
+
+ANSWERING = """
+import http.server, sys
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Healthy).serve_forever()
+"""
+WORKING = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+
+
+def quick_aggregators(folder: Path) -> LocalAggregators:
+    """Their processes are up at once, and do nothing. A ServerApp has a child."""
+    return LocalAggregators(
+        folder,
+        template_command=None,
+        superlink_command=script(folder, ANSWERING),
+        serverapp_command=(sys.executable, "-c", WORKING),
+    )
+
+
+async def test_a_superlink_that_cannot_be_written_down_is_ended(tmp_path: Path) -> None:
+    """The next service would not find it."""
+    backend = quick_aggregators(tmp_path)
+    (tmp_path / "projects" / PROJECT / "processes.partial").mkdir(parents=True)
+    with pytest.raises(Unavailable, match="cannot write to its disk"):
+        await backend.start(PROJECT)
+    assert processes_below(tmp_path / "projects") == []
+    assert await backend.running() == []
+
+
+async def test_a_serverapp_that_cannot_be_written_down_is_ended(tmp_path: Path) -> None:
+    """The next service would start another one beside it."""
+    backend = quick_aggregators(tmp_path)
+    await backend.start(PROJECT)
+    refusing = tmp_path / "projects" / PROJECT / "processes.partial"
+    refusing.mkdir()
+    with pytest.raises(Unavailable, match="cannot write to its disk"):
+        await backend.start(PROJECT, "r1")
+    assert len(processes_below(tmp_path / "projects")) == 1
+    refusing.rmdir()
+    await backend.start(PROJECT, "r1")
+    assert await backend.serverapp_exit(PROJECT, "r1") is None
+    await backend.stop(PROJECT)
+    assert processes_below(tmp_path / "projects") == []
+
+
+@pytest.mark.parametrize("refusing", ["plan.json", "plan.json.partial"])
+async def test_a_disk_that_takes_no_plan_is_named(tmp_path: Path, refusing: str) -> None:
+    backend = quick_aggregators(tmp_path)
+    await backend.start(PROJECT)
+    (backend.run_folder(PROJECT, "r1") / refusing).mkdir(parents=True)
+    with pytest.raises(Unavailable, match="cannot write to its disk"):
+        await backend.start_serverapp(PROJECT, ServerAppSpec("r1", 7, (1,), 1, False, 30.0))
+    await backend.stop(PROJECT)
+
+
+async def test_a_disk_without_room_for_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "projects").write_bytes(b"")
+    with pytest.raises(Unavailable, match="cannot write to its disk"):
+        await quick_aggregators(tmp_path).start(PROJECT)
+
+
+async def test_nobody_who_has_the_id_of_a_dead_process_is_ended_in_its_place(tmp_path: Path) -> None:
+    """Ids of processes are used again. What the dead one left in its group is ended."""
+    first = quick_aggregators(tmp_path)
+    await first.start(PROJECT, "r1")
+    async with asyncio.timeout(30):
+        while len(below := processes_below(tmp_path / "projects")) < 3:  # noqa: ASYNC110 - it starts a child
+            await asyncio.sleep(0.01)
+    record = tmp_path / "projects" / PROJECT / "processes.json"
+    recorded = json.loads(record.read_text())
+    leader = recorded["serverapps"]["r1"][0]
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import time; time.sleep(600)", cwd="/", start_new_session=True
+    )
+    try:
+        recorded["serverapps"]["r2"] = [stranger.pid, 0.0]
+        record.write_text(json.dumps(recorded))
+        os.kill(leader, signal.SIGKILL)
+        await until_below(tmp_path, len(below) - 1)
+        second = quick_aggregators(tmp_path)
+        await second.stop(PROJECT)
+        await until_below(tmp_path, 0)
+        assert psutil.Process(stranger.pid).status() != psutil.STATUS_ZOMBIE
+    finally:
+        stranger.kill()
+        await stranger.wait()

@@ -37,7 +37,7 @@ from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.superlink_process import HANDED_AT_MOST, BulkPaths
 from hub_service.domain.runs import EventKind
-from hub_service.gateway import upload
+from hub_service.gateway import gateway, upload
 from hub_service.gateway.gateway import Refusal
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
@@ -196,6 +196,24 @@ async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
         answer = await client.post("/v1/bulk/push", content=b"x" * 101)
     assert answer.status_code == 413
     assert "100 bytes" in answer.json()["detail"]
+
+
+async def test_replies_that_were_lost_on_their_way_to_the_serverapp_are_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower's state lets go of them at once, and its client asks again where the connection breaks."""
+    paths = BulkPaths(FastAPI())
+    there = [b"first", b"second"]
+    monkeypatch.setattr(paths, "_task", lambda _: None)
+    monkeypatch.setattr(paths, "_replies", lambda *_: there.pop(0) if there else None)
+    transport = httpx.ASGITransport(paths)
+    async with httpx.AsyncClient(transport=transport, base_url="http://superlink/v1/bulk") as client:
+
+        async def pulled(key: str) -> bytes:
+            return (await client.post("/grid-pull", headers={"idempotency-key": key} if key else {})).content
+
+        asked = [await pulled(key) for key in ("a", "a", "b", "a", "", "")]
+    assert asked == [b"first", b"first", b"second", b"", b"", b""]
 
 
 async def test_a_node_speaks_in_its_own_name_only(running: Fleet) -> None:
@@ -417,6 +435,25 @@ async def test_a_full_disk_is_named(waiting: Fleet, monkeypatch: pytest.MonkeyPa
     assert "disk is full" in answer.json()["detail"]
     assert int(answer.headers["Retry-After"]) > 0
     assert len(list(mail_of(waiting).iterdir())) == 1
+
+
+async def test_a_system_that_refuses_now_is_asked_again(waiting: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the service has too many files open: no message and no answer is lost by it."""
+    (member,) = waiting.members.values()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(gateway, "open_mail", refuse)
+        assert (await bulk_pull(waiting, member, wait=20.0)).status_code == 503
+    got = await next_message(waiting, member)
+    answer = trained(member, got, size=3_000_000)
+    with monkeypatch.context() as short:
+        short.setattr(upload, "create_mail", refuse)
+        assert (await bulk_push(waiting, member, answer)).status_code == 503
+    assert len(list(mail_of(waiting).iterdir())) == 1
+    assert (await bulk_push(waiting, member, answer)).status_code == 200
 
 
 async def test_a_node_of_which_an_aggregator_hears_first_at_work_is_sent_letters(

@@ -34,6 +34,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import Message as Protobuf
 
+from hub_service.aggregators.base import Endpoint
 from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
 from hub_service.site_stages import Stage
@@ -77,6 +78,31 @@ def free_port() -> int:
 
 def pull(member: Member) -> PullMessagesRequest:
     return PullMessagesRequest(node=Node(node_id=member.node_id))
+
+
+@pytest.mark.parametrize("size", [1000, 8 * 1024**2])
+async def test_an_aggregator_that_ends_in_the_middle_of_its_answer_is_asked_again(
+    idle: Fleet, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Whatever has left for the node by then must not pass for the whole."""
+
+    async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(size // 2))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(half_an_answer, "127.0.0.1", 0)
+    endpoint = Endpoint(*server.sockets[0].getsockname()[:2])
+    member = idle.members["a"]
+    async with server:
+        monkeypatch.setattr(idle.backend, "endpoint", lambda _: endpoint)
+        asked = post(idle, "get-run", GetRunRequest(run_id=1), signed(member))
+        if size > 1024**2:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await asked
+        else:
+            assert (await asked).status_code == 503
 
 
 @pytest.mark.parametrize(

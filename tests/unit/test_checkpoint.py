@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 import random
+import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,9 +72,11 @@ def test_only_the_two_newest_states_and_their_blobs_stay(tmp_path: Path) -> None
         arrays = model(number)
         names.append(mailbox.post(arrays))
         written.write(Place(round=number), arrays)
+    written.wait()
     assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"state-3", "state-4", *names[2:]}
     read, mailbox = checkpoints(tmp_path)
     read.write(Place(round=5), model())
+    read.wait()
     assert {path.name for path in (tmp_path / FOLDER).glob("state-*")} == {"state-4", "state-5"}
     found = read.read()
     assert found is not None
@@ -89,6 +96,79 @@ def test_a_state_that_is_not_whole_is_passed_by(tmp_path: Path, damage: bytes) -
     assert (found.place.round, found.calls()) == (1, "one")
     (tmp_path / FOLDER / "state-1").write_bytes(b"")
     assert checkpoints(tmp_path)[0].read() is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda blob: blob[:-1], lambda blob: blob[:-1] + b"\1", lambda blob: b"", lambda blob: None],
+    ids=["cut", "changed", "empty", "gone"],
+)
+def test_a_state_whose_blob_is_not_whole_is_passed_by(tmp_path: Path, damage: Callable[[bytes], bytes | None]) -> None:
+    """As after a loss of power: the round before is whole."""
+    written, mailbox = checkpoints(tmp_path)
+    first, second = model(1), model(2)
+    mailbox.post(first)
+    written.write(Place(round=1), first)
+    blob = tmp_path / FOLDER / mailbox.post(second)
+    written.write(Place(round=2), second)
+    damaged = damage(blob.read_bytes())
+    blob.unlink()
+    if damaged is not None:
+        blob.write_bytes(damaged)
+    found = checkpoints(tmp_path)[0].read()
+    assert found is not None
+    assert found.place.round == 1
+    np.testing.assert_array_equal(found.calls()["w"].numpy(), np.full(100_000, 1.0))
+
+
+def test_a_state_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its pickles were all that stood in it."""
+    content = pickle.dumps(Place(round=3)) + pickle.dumps("calls")
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    (folder / "state-1").write_bytes(zlib.crc32(content).to_bytes(4, "little") + content)
+    found = checkpoints(tmp_path)[0].read()
+    assert found is not None
+    assert (found.place.round, found.calls()) == (3, "calls")
+
+
+def test_a_state_goes_only_when_the_newest_is_on_the_disk_with_its_blobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, mailbox = checkpoints(tmp_path)
+    for number in range(2):
+        written.write(Place(round=number), None)
+    written.wait()
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        assert (tmp_path / FOLDER / "state-1").exists()
+
+    monkeypatch.setattr(os, "fsync", note)
+    arrays = model(2)
+    name = mailbox.post(arrays)
+    written.write(Place(round=2), arrays)
+    written.wait()
+    assert synced == [name, "state-3", FOLDER]
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {name, "state-2", "state-3"}
+
+
+def test_where_a_state_cannot_be_brought_to_the_disk_those_before_it_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    written, _ = checkpoints(tmp_path)
+    for number in range(2):
+        written.write(Place(round=number), None)
+    written.wait()
+    monkeypatch.setattr(os, "fsync", refuse)
+    written.write(Place(round=2), None)
+    with pytest.raises(OSError, match="Input/output"):
+        written.write(Place(round=3), None)
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"state-1", "state-2", "state-3"}
 
 
 def test_arrays_whose_blob_is_gone_are_written(tmp_path: Path) -> None:
@@ -126,6 +206,15 @@ def test_the_seed_is_the_runs_own_and_stays(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     seed = checkpoints(tmp_path / "one")[0].seed()
     assert checkpoints(tmp_path / "one")[0].seed() == seed != checkpoints(tmp_path / "two")[0].seed()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\0" * 7])
+def test_a_seed_that_is_not_whole_counts_as_absent(tmp_path: Path, damaged: bytes) -> None:
+    written, _ = checkpoints(tmp_path)
+    (tmp_path / FOLDER / "seed").write_bytes(damaged)
+    seed = written.seed()
+    assert len(seed) == 4
+    assert checkpoints(tmp_path)[0].seed() == seed
 
 
 def test_generators_go_on_as_they_would_have() -> None:

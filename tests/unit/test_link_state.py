@@ -40,6 +40,15 @@ def test_a_key_keeps_its_node_id(tmp_path: Path) -> None:
     assert len(set(ids)) == 2
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0" * 20])
+def test_a_file_of_ids_that_is_not_whole_counts_as_absent(tmp_path: Path, damaged: str) -> None:
+    """As after a loss of power."""
+    (tmp_path / "nodes.json").write_text(damaged)
+    state = state_in(tmp_path)
+    node_id = state.create_node("owner", "name", KEYS[0], 30.0)
+    assert state_in(tmp_path).create_node("owner", "name", KEYS[0], 30.0) == node_id
+
+
 def test_a_key_is_registered_once(tmp_path: Path) -> None:
     state = state_in(tmp_path)
     node_id = state.create_node("owner", "name", KEYS[0], 30.0)

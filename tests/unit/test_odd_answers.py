@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -14,6 +15,7 @@ from flwr.common.serde import message_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.observer import Observer
@@ -39,8 +41,8 @@ class ScriptedGrid(ObservingGrid):
 
     def __init__(self, folder: Path, answers: dict[int, RecordDict]) -> None:
         self.events: list[RunEvent] = []
-        observer = Observer(self.events.append, lambda: 0.0)
-        super().__init__("127.0.0.1:1", "token", observer, lambda *_: None, Mailbox(folder))
+        self.observer = Observer(self.events.append, lambda: 0.0)
+        super().__init__("127.0.0.1:1", "token", self.observer, lambda *_: None, Mailbox(folder))
         self._answers = answers
         self._replies: dict[str, Message] = {}
         self.show(answers)
@@ -149,6 +151,40 @@ def test_what_an_app_means_so_is_not_odd(tmp_path: Path, message_type: str, metr
     messages = [Message(RecordDict(), node, message_type) for node in answers]
     assert [reply.has_content() for reply in grid.send_and_receive(messages)] == [True] * 3
     assert grid.faults == {}
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+def test_of_a_message_that_is_over_nothing_is_kept(tmp_path: Path, own_loop: bool) -> None:
+    """A description of all arrays for each message of each round would fill the memory of a long run."""
+    grid = ScriptedGrid(tmp_path, {1: content(array_of(1), GOOD), 2: without_arrays(), 3: content(array_of(3), GOOD)})
+    if own_loop:
+        messages = [Message(content(array_of(0), {}), node, "train") for node in (1, 2, 3)]
+        assert len(list(grid.pull_messages(grid.push_messages(messages)))) == 3
+    else:
+        FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord({"w": array_of(0)}), 2)
+    assert grid._replies
+    for message_id in grid._replies:
+        with pytest.raises(KeyError):
+            grid.observer.sent_arrays(message_id)
+
+
+def test_the_superlink_knows_a_request_that_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def breaks_once(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["idempotency-key"])
+        if len(keys) == 1:
+            raise httpx.ReadError("connection reset")
+        return httpx.Response(204)
+
+    client = RuntimeHttpClient.from_server_address("127.0.0.1:1", True, None, [])
+    client._client = httpx.Client(transport=httpx.MockTransport(breaks_once))
+    monkeypatch.setattr(ObservingGrid, "_runtime_client", client)
+    grid = ObservingGrid("127.0.0.1:1", "token", Observer(print, lambda: 0.0), lambda *_: None, Mailbox(tmp_path))
+    for _ in range(2):
+        assert grid._pulled(["message"], 0.0) == []
+    first, again, another = keys
+    assert first == again != another
 
 
 # --- stock nodes, whose answers come as Flower's objects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.observer import Observer
 from hub_service.aggregators.plan import Plan
 from hub_service.aggregators.serverapp import Phases
+from hub_service.domain.runs import RunEvent
 
 COMPARED = Plan("", 7, (1, 2), 30.0, compare=True)
 
@@ -43,6 +45,31 @@ def own_numbers() -> Any:
     before = generators()
     yield
     put_generators(before)
+
+
+class FillsTheDisk(QuietApp):
+    """Where a site trains alone."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, grid: QuietGrid) -> None:
+        self.runs += 1
+        if self.runs > 1:
+            raise ValueError("cannot save the plots") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_fault_of_the_site_that_trains_alone(tmp_path: Path) -> None:
+    """The run waits for room, and goes on with this site."""
+    checkpoints = Checkpoints(tmp_path, Mailbox(tmp_path))
+    events: list[RunEvent] = []
+    parts: Any = FillsTheDisk(), QuietGrid(), Observer(events.append, lambda: 0.0)
+    with pytest.raises(ValueError, match="cannot save"):
+        Phases(*parts, checkpoints, None, lambda: None).run(COMPARED)
+    found = checkpoints.read()
+    assert found is not None
+    assert [(one.phase, one.node) for one in found.place.finished] == [("federated", 0)]
+    assert [one.text for one in events if one.text] == []
 
 
 def test_a_process_that_is_lost_before_its_model_is_written_has_not_finished_the_phase(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -921,6 +922,25 @@ async def test_runs_wait_until_it_is_known_what_runs(tmp_path: Path, monkeypatch
         backend.reachable = True
         await at.until(lambda: at.run(run_id).status is RunStatus.WAITING, project_id)
     assert backend.stopped == []
+
+
+async def test_events_that_cannot_be_read_now_are_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the service has too many files open."""
+    refused = asyncio.Event()
+
+    def refuse(*_: object) -> None:
+        refused.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        with monkeypatch.context() as short:
+            short.setattr(run_driver, "read_events", refuse)
+            at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+            async with asyncio.timeout(PATIENCE_S):
+                await refused.wait()
+        run = await at.ended(project_id, run_id)
+        assert (run.status, run.resumed) == (RunStatus.FINISHED, 0)
 
 
 async def test_what_is_no_event_ends_the_run_with_the_reason(tmp_path: Path) -> None:

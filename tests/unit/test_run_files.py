@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -15,8 +16,11 @@ from safetensors import safe_open
 
 from hub_service.aggregators import events as events_module
 from hub_service.aggregators.events import EVENTS_FILE, EventFile, open_run_file, read_events
+from hub_service.aggregators.mail import create_mail, open_mail, remove_mail
 from hub_service.aggregators.model_file import write_model
-from hub_service.domain.errors import Invalid
+from hub_service.aggregators.serverapp_log import read_log
+from hub_service.artifacts import Artifacts
+from hub_service.domain.errors import Invalid, Unavailable
 from hub_service.domain.runs import EventKind, RunEvent
 
 
@@ -84,6 +88,30 @@ def test_nothing_but_a_plain_file_is_opened(tmp_path: Path) -> None:
             open_run_file(folder, name)
     (folder / EVENTS_FILE).symlink_to(tmp_path / "secret")
     assert read_events(folder) == ([], 0)
+
+
+def test_what_cannot_be_opened_now_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose model was not found would end without one."""
+    (tmp_path / "artifacts").mkdir()
+    artifacts = Artifacts(tmp_path / "artifacts")
+    (tmp_path / EVENTS_FILE).write_bytes(b"")
+
+    def too_many(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", too_many)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        open_run_file(tmp_path, EVENTS_FILE)
+    assert not isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_events(tmp_path)
+    with pytest.raises(Unavailable):
+        artifacts.put_model(tmp_path / EVENTS_FILE)
+    with pytest.raises(Unavailable):
+        read_log(tmp_path, 0)
+    for work in (open_mail, create_mail, remove_mail):
+        with pytest.raises(OSError, match="Too many open files"):
+            work(tmp_path, "0" * 32)
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[]", b"no JSON", b'{"kind": "finished", "at": 1, "odd": 2}', b"\xff"])
