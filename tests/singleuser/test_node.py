@@ -513,6 +513,8 @@ async def test_a_node_whose_right_has_ended_stops_computing(tmp_path: Path) -> N
         del it.grants[member.public_key]
         text = await member.reaches(ClientState.FAILED, within=10)
         assert "the participation or the approval has ended" in text
+        assert member.node is not None
+        assert member.node.refused
         async with asyncio.timeout(10):
             while any(thread.name == "federator-work" for thread in threading.enumerate()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -181,6 +181,7 @@ class Node:
         on_state: OnState,
         work_folder: Path | None = None,
     ) -> None:
+        self.refused = False  # whether it ended because the service did not accept its key any more
         self._connect: Callable[[], FleetConnection] = partial(
             FleetConnection,
             fleet_address,
@@ -265,6 +266,7 @@ class Node:
                 "or a newer client has taken its place."
             )
             _log.warning("%s Whatever it worked on was given up.", reason)
+            self.refused = True
             self._report(ClientState.FAILED, reason)
         except asyncio.CancelledError:
             self._report(ClientState.OFFLINE, "Stopped.")
