@@ -258,6 +258,26 @@ async def test_a_stop_during_a_long_poll_takes_less_than_a_second(tmp_path: Path
         assert list(tmp_path.glob("flower-app-*")) == []
 
 
+async def test_what_a_killed_kernel_left_is_removed_by_the_next_node(tmp_path: Path) -> None:
+    """What lies there is a project's code. The folder of a node that lives stays, and so does what is no node's."""
+    async with fleet(tmp_path) as it:
+        alive = it.admit("alive", 1.0)
+        alive.prepare(alive.approve(averaging_app()))
+        alive.start(it.address, tmp_path)
+        await alive.reaches(ClientState.READY)
+        (its_folder,) = tmp_path.glob("flower-app-*")
+        killed = tmp_path / "flower-app-killed"
+        for folder in (killed, tmp_path / "elsewhere"):
+            folder.mkdir()
+            (folder / "client_app.py").touch()
+        (tmp_path / "flower-app-link").symlink_to(tmp_path / "elsewhere")
+        newer = it.start_node("newer", 2.0, b"")
+        await newer.reaches(ClientState.READY)
+        assert not killed.exists()
+        assert list(its_folder.rglob("client_app.py"))
+        assert list((tmp_path / "elsewhere").iterdir())
+
+
 async def test_a_hub_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     """The node says so, and takes part again when the Hub is back."""
     async with fleet(tmp_path) as it:
