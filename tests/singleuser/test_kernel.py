@@ -138,6 +138,17 @@ async def test_interrupts_stop_a_cell_and_never_the_kernel(service: FakeService)
         assert (await kernel.run("1 + 1"))["text/plain"] == "2"
 
 
+async def test_an_interrupt_leaves_the_kernels_other_processes_alone(service: FakeService) -> None:
+    """A training has some. They are in the kernel's process group."""
+    async with client_kernel() as kernel:
+        await kernel.run("from subprocess import PIPE, Popen; worker = Popen(['cat'], stdin=PIPE, stdout=PIPE)")
+        cell = asyncio.create_task(kernel.run("import time; print('begun', flush=True); time.sleep(60)"))
+        await kernel.printed.wait()
+        await kernel.manager.interrupt_kernel()
+        assert (await cell)["error"] == "KeyboardInterrupt"
+        assert (await kernel.run("worker.communicate(b'alive')[0]"))["text/plain"] == "b'alive'"
+
+
 async def test_pause_and_resume(service: FakeService) -> None:
     async with client_kernel() as kernel:
         seen = await reported(service, ClientState.READY)
