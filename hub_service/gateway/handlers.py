@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 from uuid import uuid4
@@ -13,6 +14,7 @@ import aiohttp
 from federator import logs
 from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
 from tornado.http1connection import HTTP1Connection
+from tornado.httputil import format_timestamp
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
@@ -307,6 +309,8 @@ class FleetHandler(RequestHandler):
             self._http1().stream.close()
             return
         self.set_status(refusal.status)
+        # A node learns the Hub's time from it: tornado's own is of when the request came in, a whole poll ago.
+        self.set_header("Date", format_timestamp(time.time()))
         for name, value in refusal.headers.items():
             self.set_header(name, value)
         self.set_header("Content-Type", "application/json")

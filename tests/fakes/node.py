@@ -14,6 +14,7 @@ class StandInNode:
 
     def __init__(self) -> None:
         self.started = threading.Event()
+        self.refused = False
         self.interrupts = 0
         self.prepared: list[str] = []  # hashes of apps
         self.told: list[float] = []
@@ -28,6 +29,12 @@ class StandInNode:
 
     def start(self) -> None:
         self.started.set()
+
+    def end_refused(self) -> None:
+        """As where the gateway answers 401."""
+        self.refused = True
+        assert self.on_state is not None
+        self.on_state(ClientState.FAILED, "The service does not accept this client any more.")
 
     def interrupt(self) -> None:
         self.interrupts += 1

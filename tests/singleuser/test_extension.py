@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from federator.contract import Assignment, ClientState
+from federator.extension import FederatorExtension
 from federator.provisioner import offered_datasets
+from federator.service_client import Access, AsyncServiceClient
 from jupyter_client.connect import LocalPortCache
 
 from tests.fakes.flower_apps import averaging_app
@@ -442,3 +444,16 @@ async def test_a_server_tells_once_what_its_image_has(service: FakeService, serv
     await asyncio.to_thread(service.wait_for, lambda s: s.packages)
     assert service.packages["flwr"] == metadata.version("flwr")
     assert {"numpy", "flwr"} <= set(service.modules)
+
+
+async def test_a_task_that_has_failed_keeps_nothing_from_ending() -> None:
+    extension = FederatorExtension()
+    extension._service = AsyncServiceClient(Access("http://nobody.example/", "token"))
+
+    async def fails() -> None:
+        raise UnicodeDecodeError("utf-8", b"\xfc", 0, 1, "invalid start byte")
+
+    extension._reporting = asyncio.create_task(fails())
+    await asyncio.wait([extension._reporting])
+    await extension.stop_extension()
+    assert extension._service._http.is_closed

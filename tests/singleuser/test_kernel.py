@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import subprocess
 import sys
 import time
@@ -135,6 +136,17 @@ async def test_interrupts_stop_a_cell_and_never_the_kernel(service: FakeService)
         await kernel.manager.interrupt_kernel()
         assert (await cell)["error"] == "KeyboardInterrupt"
         assert (await kernel.run("1 + 1"))["text/plain"] == "2"
+
+
+async def test_an_interrupt_leaves_the_kernels_other_processes_alone(service: FakeService) -> None:
+    """A training has some. They are in the kernel's process group."""
+    async with client_kernel() as kernel:
+        await kernel.run("from subprocess import PIPE, Popen; worker = Popen(['cat'], stdin=PIPE, stdout=PIPE)")
+        cell = asyncio.create_task(kernel.run("import time; print('begun', flush=True); time.sleep(60)"))
+        await kernel.printed.wait()
+        await kernel.manager.interrupt_kernel()
+        assert (await cell)["error"] == "KeyboardInterrupt"
+        assert (await kernel.run("worker.communicate(b'alive')[0]"))["text/plain"] == "b'alive'"
 
 
 async def test_pause_and_resume(service: FakeService) -> None:
@@ -308,14 +320,8 @@ class TestFlowerClient:
         service.wait_for_report("part1", ClientState.PAUSED)
 
     def test_resume_starts_a_new_node_and_only_after_a_pause(
-        self, service: FakeService, make: Callable[[Any], FlowerClient]
+        self, service: FakeService, make: Callable[[Any], FlowerClient], one_more: Any
     ) -> None:
-        nodes: list[StandInNode] = []
-
-        def one_more(private_key: Any, on_state: Any) -> StandInNode:
-            nodes.append(StandInNode())
-            return nodes[-1].made(private_key, on_state)
-
         client = make(one_more)
         client.start()
         service.wait_for(lambda s: s.public_keys)
@@ -325,6 +331,101 @@ class TestFlowerClient:
         service.wait_for(lambda s: len(s.public_keys["part1"]) == 2)
         client.leave()
         assert service.assignments == {}
+
+    @pytest.fixture
+    def nodes(self) -> queue.SimpleQueue[StandInNode]:
+        """Those that `one_more` has made."""
+        return queue.SimpleQueue()
+
+    @pytest.fixture
+    def one_more(self, nodes: queue.SimpleQueue[StandInNode]) -> Callable[[Any, Any], StandInNode]:
+        def made(private_key: Any, on_state: Any) -> StandInNode:
+            node = StandInNode().made(private_key, on_state)
+            nodes.put(node)
+            return node
+
+        return made
+
+    @staticmethod
+    def next_started(nodes: queue.SimpleQueue[StandInNode]) -> StandInNode:
+        node = nodes.get(timeout=10)
+        assert node.started.wait(10)
+        return node
+
+    def test_a_client_whose_right_comes_back_joins_again(
+        self,
+        service: FakeService,
+        make: Callable[[Any], FlowerClient],
+        monkeypatch: pytest.MonkeyPatch,
+        nodes: queue.SimpleQueue[StandInNode],
+        one_more: Any,
+    ) -> None:
+        """Not before the service wants it."""
+        monkeypatch.setattr("federator.client._FIRST_REJOIN", 0.01)
+        make(one_more).start()
+        node = self.next_started(nodes)
+        service.withdraw("part1")
+        node.end_refused()
+        service.wait_for(lambda s: s.asked.count("api/assignments") >= 2)
+        assert len(service.public_keys["part1"]) == 1
+        service.assign(ASSIGNMENT)
+        self.next_started(nodes)
+        assert len(service.public_keys["part1"]) == 2
+
+    def test_two_kernels_take_a_participation_from_each_other_ever_more_seldom(
+        self,
+        service: FakeService,
+        make: Callable[[Any], FlowerClient],
+        monkeypatch: pytest.MonkeyPatch,
+        nodes: queue.SimpleQueue[StandInNode],
+        one_more: Any,
+    ) -> None:
+        first_s, times = 0.01, 6
+        monkeypatch.setattr("federator.client._FIRST_REJOIN", first_s)
+        make(one_more).start()
+        begun = time.monotonic()
+        for _ in range(times):
+            self.next_started(nodes).end_refused()
+        self.next_started(nodes)
+        assert time.monotonic() - begun >= first_s * (2**times - 1) / 2
+
+    @pytest.mark.parametrize("wanted_by", ["its person", "its server"])
+    def test_a_refused_client_that_is_wanted_joins_again_at_once(
+        self,
+        service: FakeService,
+        make: Callable[[Any], FlowerClient],
+        monkeypatch: pytest.MonkeyPatch,
+        nodes: queue.SimpleQueue[StandInNode],
+        one_more: Any,
+        wanted_by: str,
+    ) -> None:
+        monkeypatch.setattr("federator.client._FIRST_REJOIN", 3600.0)
+        client = make(one_more)
+        client.start()
+        self.next_started(nodes).end_refused()
+        if wanted_by == "its person":
+            client.resume()
+        else:
+            client.reassign(replace(ASSIGNMENT, fab_hash="cd" * 32))
+        newest = self.next_started(nodes)
+        assert newest.prepared == [client.assignment.fab_hash]
+
+    def test_a_refused_client_that_is_paused_stays_so(
+        self,
+        service: FakeService,
+        make: Callable[[Any], FlowerClient],
+        monkeypatch: pytest.MonkeyPatch,
+        nodes: queue.SimpleQueue[StandInNode],
+        one_more: Any,
+    ) -> None:
+        monkeypatch.setattr("federator.client._FIRST_REJOIN", 0.2)
+        client = make(one_more)
+        client.start()
+        self.next_started(nodes).end_refused()
+        client.pause()
+        client.close(5)
+        assert nodes.empty()
+        assert client.state is ClientState.PAUSED
 
     def test_a_refused_registration_is_final(
         self, service: FakeService, make: Callable[[Any], FlowerClient], caplog: pytest.LogCaptureFixture

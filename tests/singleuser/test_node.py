@@ -258,6 +258,26 @@ async def test_a_stop_during_a_long_poll_takes_less_than_a_second(tmp_path: Path
         assert list(tmp_path.glob("flower-app-*")) == []
 
 
+async def test_what_a_killed_kernel_left_is_removed_by_the_next_node(tmp_path: Path) -> None:
+    """What lies there is a project's code. The folder of a node that lives stays, and so does what is no node's."""
+    async with fleet(tmp_path) as it:
+        alive = it.admit("alive", 1.0)
+        alive.prepare(alive.approve(averaging_app()))
+        alive.start(it.address, tmp_path)
+        await alive.reaches(ClientState.READY)
+        (its_folder,) = tmp_path.glob("flower-app-*")
+        killed = tmp_path / "flower-app-killed"
+        for folder in (killed, tmp_path / "elsewhere"):
+            folder.mkdir()
+            (folder / "client_app.py").touch()
+        (tmp_path / "flower-app-link").symlink_to(tmp_path / "elsewhere")
+        newer = it.start_node("newer", 2.0, b"")
+        await newer.reaches(ClientState.READY)
+        assert not killed.exists()
+        assert list(its_folder.rglob("client_app.py"))
+        assert list((tmp_path / "elsewhere").iterdir())
+
+
 async def test_a_hub_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     """The node says so, and takes part again when the Hub is back."""
     async with fleet(tmp_path) as it:
@@ -379,13 +399,15 @@ async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> No
 
 
 async def test_why_an_app_cannot_be_loaded_can_be_reported(tmp_path: Path) -> None:
-    """The service takes UTF-8; the name of a file may be any bytes."""
+    """The service takes UTF-8; names of files may be any bytes, those of the app's own code too."""
+    client = "exec(compile('raise OSError(\"caf\\\\udce9.csv\")', __file__ + '/\\udce9', 'exec'))"
     async with fleet(tmp_path) as it:
-        app = fab({"server_app.py": SERVER, "client_app.py": "raise OSError('caf\\udce9.csv')"})
+        app = fab({"server_app.py": SERVER, "client_app.py": client})
         member = it.admit("a", 1.0)
         member.prepare(member.approve(app))
         member.start(it.address, tmp_path)
-        assert "OSError: caf\\udce9.csv" in await member.reaches(ClientState.READY)
+        text = await member.reaches(ClientState.READY)
+        assert text.endswith("OSError: caf\\udce9.csv (tinyapp/client_app.py/\\udce9:1)")
 
 
 @pytest.mark.parametrize("ended_by", [Interrupted, KeyboardInterrupt])
@@ -513,6 +535,8 @@ async def test_a_node_whose_right_has_ended_stops_computing(tmp_path: Path) -> N
         del it.grants[member.public_key]
         text = await member.reaches(ClientState.FAILED, within=10)
         assert "the participation or the approval has ended" in text
+        assert member.node is not None
+        assert member.node.refused
         async with asyncio.timeout(10):
             while any(thread.name == "federator-work" for thread in threading.enumerate()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

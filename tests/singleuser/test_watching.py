@@ -346,6 +346,54 @@ def test_the_sites_log_is_its_persons_only_and_bounded(data_dir: Path, monkeypat
     assert site_log.tail("other", 5) is None
 
 
+class Nowhere:
+    """A stream that forgets."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def printed_by_a_thread(*texts: str) -> list[str]:
+    """What the log gets of it."""
+    logged: list[str] = []
+    stream = site_log.AlsoLogged(Nowhere(), logged.append)  # type: ignore[arg-type]
+    worker = threading.Thread(target=lambda: [stream.write(text) for text in texts])
+    worker.start()
+    worker.join()
+    return logged
+
+
+def test_of_a_line_that_is_written_over_the_log_has_the_last_state() -> None:
+    assert printed_by_a_thread(*(f"\r{percent} %" for percent in range(101)), "\n") == ["100 %"]
+    assert printed_by_a_thread(*(f"{percent} %\r" for percent in range(101)), "\n") == ["100 %"]
+    assert printed_by_a_thread("one\r\ntwo\r", "\n") == ["one", "two"]
+
+
+@pytest.mark.parametrize("piece", ["x" * 1000, "\r" * 1000])
+def test_a_line_that_does_not_end_is_kept_in_part(piece: str) -> None:
+    (line,) = printed_by_a_thread(*[piece] * 100, "end\n")
+    assert line.endswith("end")
+    assert len(line) < 5000
+
+
+def test_lines_of_threads_are_not_mixed() -> None:
+    logged: list[str] = []
+    stream = site_log.AlsoLogged(Nowhere(), logged.append)  # type: ignore[arg-type]
+    both = threading.Barrier(2)
+
+    def print_line(name: str) -> None:
+        stream.write(name)
+        both.wait()
+        stream.write(f"{name}\n")
+
+    workers = [threading.Thread(target=print_line, args=(name,)) for name in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(logged) == ["aa", "bb"]
+
+
 def test_what_other_threads_print_is_logged_and_cells_are_not() -> None:
     printed, logged = [], []
 

@@ -6,6 +6,7 @@ of that is in threads of its own: the kernel answers cells at once, whatever the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -25,6 +26,9 @@ from federator.delay import Delay
 
 REASSIGN = "reassign_client"  # control message to a client kernel; its content is the newest Assignment
 STOP_TIMEOUT = 1.0  # seconds that a stopping kernel gives its node
+# Seconds before a client whose key was refused registers another one. Two kernels that serve one participation would
+# take it from each other: ever more seldom.
+_FIRST_REJOIN, _LONGEST_REJOIN = 5.0, 600.0
 SHOW_TIMEOUT = 5.0  # seconds that showing the client waits for what the service knows of the last run
 
 _CONNECTED = frozenset({ClientState.READY, ClientState.WORKING})
@@ -34,6 +38,9 @@ OnState = Callable[[ClientState, str], None]
 
 class RunningNode(Protocol):
     """What `FlowerClient` needs of `federator.node.Node`."""
+
+    @property
+    def refused(self) -> bool: ...
 
     def prepare(self, fab_hash: str) -> None: ...
 
@@ -79,6 +86,7 @@ class FlowerClient:
         self._log = logging.getLogger("federator.client")
         self._reporting = threading.Thread(target=self._send_reports, name="federator-reports", daemon=True)
         self._joining = threading.Thread()
+        self._rejoin_delay = Delay(random.random, _FIRST_REJOIN, _LONGEST_REJOIN)
         self._reporting.start()
 
     @property
@@ -91,16 +99,25 @@ class FlowerClient:
 
     def start(self) -> None:
         """Join the project's aggregator; returns at once, the state tells how it goes."""
-        self._stopping = threading.Event()
-        self._joining = threading.Thread(target=self._join, args=(self._stopping,), name="federator-join", daemon=True)
+        self._rejoin_delay.reset()
+        with self._lock:
+            self._stopping.set()  # for who waits to join again
+            self._stopping = threading.Event()
+            self._begin(self._join, self._stopping)
+
+    def _begin(self, work: Callable[[threading.Event], None], stopping: threading.Event) -> None:
+        self._joining = threading.Thread(target=work, args=(stopping,), name="federator-join", daemon=True)
         self._joining.start()
 
     def reassign(self, assignment: Assignment) -> None:
-        """Take the newest assignment; the node loads its app version. Called by `federator.kernel`."""
+        """Take the newest assignment; the node loads its app version, or is started again. Called by
+        `federator.kernel`."""
         with self._lock:
             self.assignment = assignment
             if self._node is not None:
                 self._node.prepare(assignment.fab_hash)
+        if self._is_refused():
+            self.start()
 
     def pause(self) -> None:
         """Take no part in runs until `resume()`. A message being worked on is given up."""
@@ -108,10 +125,14 @@ class FlowerClient:
         self._set(ClientState.PAUSED, "Paused by its researcher in the client kernel.")
 
     def resume(self) -> None:
-        """Take part again after `pause()`."""
-        if self._stopping.is_set():
+        """Take part again after `pause()`, or after the service did not accept this client."""
+        if self._stopping.is_set() or self._is_refused():
             self._set(ClientState.STARTING, "Resumed by its researcher.")
             self.start()
+
+    def _is_refused(self) -> bool:
+        node = self._node
+        return node is not None and node.refused
 
     def leave(self) -> None:
         """End this site's part in the project. This kernel is shut down with it.
@@ -181,11 +202,29 @@ class FlowerClient:
                 self._run_node(private_key, stopping)
                 return
 
+    def _join_again(self, stopping: threading.Event) -> None:
+        """As `_join`, once the service wants this client again: its right may come back."""
+        while not stopping.wait(self._rejoin_delay.next()):
+            with contextlib.suppress(api.ServiceError):  # it is asked again
+                if self._is_assigned():
+                    self._join(stopping)
+                    return
+
+    def _is_assigned(self) -> bool:
+        mine = self.assignment
+        wanted = self._service.call(api.get_assignments("", wait=0)).assignments
+        return any((one.participation_id, one.kernel_id) == (mine.participation_id, mine.kernel_id) for one in wanted)
+
     def _run_node(self, private_key: ec.EllipticCurvePrivateKey, stopping: threading.Event) -> None:
         def on_state(state: ClientState, detail: str) -> None:
             # That a stopping node is gone is told by whoever stopped it, with the reason.
-            if not stopping.is_set():
-                self._set(state, detail)
+            if stopping.is_set():
+                return
+            self._set(state, detail)
+            if node.refused:
+                with self._lock:
+                    if not stopping.is_set():
+                        self._begin(self._join_again, stopping)
 
         try:
             node = self._make_node(private_key, on_state)

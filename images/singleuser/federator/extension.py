@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,11 +92,10 @@ class FederatorExtension(ExtensionApp):
 
     async def stop_extension(self) -> None:
         """Jupyter's hook, called before the server shuts its kernels down."""
-        for task in (self._task, self._reporting):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        tasks = [task for task in (self._task, self._reporting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # whichever failed, the other one and the connection end
         if self._service is not None:
             await self._service.close()
 

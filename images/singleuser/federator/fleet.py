@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -131,8 +131,7 @@ class FleetConnection:
         self._http = httpx.AsyncClient(
             base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
             verify=verify,
-            # A transport of our own would go past the proxy of a site that has one.
-            transport=None if getproxies() else httpx.AsyncHTTPTransport(verify=verify, socket_options=_ALIVE),
+            transport=httpx.AsyncHTTPTransport(verify=verify, proxy=_proxy_to(address, tls=tls), socket_options=_ALIVE),
             timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, write=_SLOW_S),
             headers={
                 "content-type": _MEDIA_TYPE,
@@ -249,6 +248,18 @@ class FleetConnection:
         self._behind_s = behind_s
         self._on_clock(behind_s)
         return True
+
+
+def _proxy_to(address: str, *, tls: bool) -> str | None:
+    """The site's proxy on the way to the Hub, as the environment says; for a transport of our own httpx does not ask.
+
+    httpcore 1 leaves socket options away on connections to a proxy: those are not watched.
+    """
+    proxies = getproxies()
+    proxy = proxies.get("https" if tls else "http") or proxies.get("all")
+    if not proxy or proxy_bypass(address):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _is_trouble(response: httpx.Response) -> bool:

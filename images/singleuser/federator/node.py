@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
+import fcntl
 import hashlib
 import json
 import logging
@@ -85,8 +86,9 @@ _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was
 _HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
 _WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
-# Characters of an error answer, of the exception's own words in it, and of its kind and place. A longer answer would be
-# refused, and the site would be asked for the same again and again.
+_FOLDER = "flower-app-"  # a node's folder begins with this
+# Characters of an error answer, of the exception's own words in it, of its kind and of its place. A longer answer would
+# be refused, and the site would be asked for the same again and again.
 _LONGEST_REASON, _LONGEST_WORDS, _LONGEST_PLACE = 2000, 1500, 200
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
@@ -181,6 +183,7 @@ class Node:
         on_state: OnState,
         work_folder: Path | None = None,
     ) -> None:
+        self.refused = False  # whether it ended because the service did not accept its key any more
         self._connect: Callable[[], FleetConnection] = partial(
             FleetConnection,
             fleet_address,
@@ -265,6 +268,7 @@ class Node:
                 "or a newer client has taken its place."
             )
             _log.warning("%s Whatever it worked on was given up.", reason)
+            self.refused = True
             self._report(ClientState.FAILED, reason)
         except asyncio.CancelledError:
             self._report(ClientState.OFFLINE, "Stopped.")
@@ -273,10 +277,8 @@ class Node:
             self._report(ClientState.FAILED, f"The client failed: {type(error).__name__}: {error}")
 
     def _serve_in_a_folder(self) -> None:
-        with tempfile.TemporaryDirectory(
-            prefix="flower-app-", dir=self._work_folder, ignore_cleanup_errors=True
-        ) as folder:
-            self._folder = Path(folder).resolve()
+        with _private_folder(self._work_folder) as folder:
+            self._folder = folder
             try:
                 asyncio.run(self._serve())
             finally:
@@ -603,9 +605,9 @@ class Node:
         """What leaves the site of an app's exception. Its words may be data: where the app declares what it lets out,
         only the exception's kind and place leave."""
         name, line = type(error).__name__, own_line(error, self._app_folder)
-        where = f" ({line})" if line else ""
+        where = _sendable(f" ({line})" if line else "", _LONGEST_PLACE)
         if self._outputs:
-            return f"{_sendable(name + where, _LONGEST_PLACE)}: the site's own log has the rest"
+            return f"{_sendable(name, _LONGEST_PLACE)}{where}: the site's own log has the rest"
         try:
             text = f"{name}: {error}"
         except BaseException:  # noqa: BLE001 - the app's own code writes it
@@ -717,6 +719,34 @@ def node_for_assignment(
         },
         on_state=on_state,
     )
+
+
+@contextlib.contextmanager
+def _private_folder(below: Path | None) -> Iterator[Path]:
+    """A folder that is gone with its node. Those of nodes that were killed are removed: they hold a project's code."""
+    with tempfile.TemporaryDirectory(prefix=_FOLDER, dir=below, ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        with _locked(folder):
+            for other in folder.parent.glob(f"{_FOLDER}*"):
+                _remove_abandoned(other)
+            yield folder
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with contextlib.suppress(OSError), _locked(folder):  # another user's, or one whose node lives
+        if any(folder.iterdir()):  # an empty one may be a node's that has not locked it yet
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else can lock the folder until this ends, or its process. Raises OSError where somebody has."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_fab(content: bytes, fab_hash: str) -> bool:

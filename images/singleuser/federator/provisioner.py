@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -95,6 +96,14 @@ class FederatorProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs, stderr=descriptor)
         finally:
             os.close(descriptor)
+
+    async def send_signal(self, signum: int) -> None:
+        """An interrupt is for the kernel alone, every other signal for its process group: a training's worker processes
+        go on while their researcher interrupts a cell."""
+        if signum != signal.SIGINT:
+            await super().send_signal(signum)
+        elif self.process:
+            self.process.send_signal(signum)
 
     async def cleanup(self, restart: bool = False) -> None:
         await super().cleanup(restart=restart)

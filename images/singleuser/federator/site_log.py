@@ -22,6 +22,7 @@ from federator import logs
 
 LOG_LIMIT = 1 << 20  # bytes of each of the two files that are kept
 _OLDER = 1
+_LONGEST_BEGUN = 4096  # characters that are kept of a line that does not end
 _TAIL = 64 * 1024  # bytes that are read of a file's end
 PRINTED = "federator.app"  # the logger of what the project's app prints
 
@@ -82,14 +83,21 @@ class AlsoLogged:
     def __init__(self, stream: TextIO, log: Callable[[str], None]) -> None:
         self._stream = stream
         self._log = log
-        self._begun = ""  # a line that has no end yet
+        self._of_thread = threading.local()  # `begun`: a line that has no end yet; `print` writes that apart
 
     def write(self, text: str) -> int:
         if threading.current_thread() is not threading.main_thread():
-            *whole, self._begun = (self._begun + text).split("\n")
+            *whole, begun = (getattr(self._of_thread, "begun", "") + text).split("\n")
+            self._of_thread.begun = _left_over(begun)[-_LONGEST_BEGUN:]
             for line in whole:
-                self._log(line)
+                self._log(_left_over(line).rstrip("\r"))
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _left_over(line: str) -> str:
+    """What a terminal still shows of a line that was written over, as progress bars do, which never end theirs."""
+    text = line.rstrip("\r")
+    return text.rpartition("\r")[2] + line[len(text) :][:1]
