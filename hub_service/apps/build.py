@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import re
 import sys
+import tokenize
 import tomllib
 import unicodedata
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from flwr.common.config import flatten_dict
 from flwr.common.constant import FAB_MAX_SIZE
 
 from hub_service.apps.archive import read_zip
-from hub_service.apps.cells import ConfigValue, NotebookApp, compile_source, read_notebook
+from hub_service.apps.cells import ConfigValue, NotebookApp, compile_source, config_fault, read_notebook
 from hub_service.apps.declarations import PYPROJECT as _PYPROJECT
 from hub_service.apps.declarations import checked_outputs, checked_requirements
 from hub_service.apps.names import find_imports
@@ -97,9 +99,15 @@ class AppBuilder:
             Invalid: it is neither a notebook nor a Flower app, or something in it cannot be used; the text says where.
             TooLarge: over the limit that the text names.
         """
-        if content.startswith(b"PK") or filename.lower().endswith((".zip", ".fab")):
-            return self._from_zip(content)
-        return self._from_notebook(filename, content, self._known_modules | at_sites)
+        try:
+            if content.startswith(b"PK") or filename.lower().endswith((".zip", ".fab")):
+                return self._from_zip(content)
+            return self._from_notebook(filename, content, self._known_modules | at_sites)
+        except RecursionError as error:
+            raise Invalid(
+                "The code or the configuration holds an expression that is nested too deeply to be checked.",
+                "Split the long expression into several statements.",
+            ) from error
 
     def _from_notebook(self, filename: str, content: bytes, known_modules: frozenset[str]) -> BuiltApp:
         app = read_notebook(content, known_modules)
@@ -178,11 +186,16 @@ def _imports_of(files: Mapping[str, bytes]) -> tuple[str, ...]:
 def _default_config(pyproject: Mapping[str, Any]) -> dict[str, ConfigValue]:
     """The run's configuration as Flower flattens it, nested names joined with dots."""
     try:
-        return flatten_dict(pyproject["tool"]["flwr"]["app"].get("config", {}))
+        config = flatten_dict(pyproject["tool"]["flwr"]["app"].get("config", {}))
     except (ValueError, AttributeError) as error:
         raise Invalid(
             "pyproject.toml: [tool.flwr.app.config] may hold texts, numbers and true or false only.", _CORRECT
         ) from error
+    for key, value in config.items():
+        fault = config_fault(value)
+        if fault:
+            raise Invalid(f"pyproject.toml: [tool.flwr.app.config] gives “{key}” {fault}.", _CORRECT)
+    return config
 
 
 def _build_fab(files: Mapping[str, bytes]) -> bytes:
@@ -300,10 +313,16 @@ def _text(table: dict[str, object], section: str, key: str) -> str:
 def _check_python(path: str, data: bytes) -> None:
     try:
         compile_source(data.decode("utf-8"))
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     except SyntaxError as error:
         raise Invalid(f"{path}, line {error.lineno or 1}: {error.msg}.", _CORRECT) from error
     except UnicodeDecodeError as error:
         raise Invalid(f"{path} is not UTF-8 text.", "Save it as UTF-8 and zip the app again.") from error
+    if encoding != "utf-8":  # a site's Python would read other code than its steward did
+        raise Invalid(
+            f"{path} says in its first lines that it is {encoding}, and all code is read as UTF-8.",
+            "Take that line out, save the file as UTF-8 and zip the app again.",
+        )
 
 
 def _check_component(component: str, reference: str, files: Mapping[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
     Raises:
         TooLarge: more than MAX_NOTEBOOK_BYTES; nothing is parsed then.
         Invalid: for every other reason; the text names the cell, the line and the fix.
+        RecursionError: something is nested too deeply to be checked.
     """
     document = _load(content)
     code = _code_cells(document["cells"])
@@ -106,13 +108,7 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
     _check_functions(tagged, untagged)
     dependencies = _read_dependencies(tagged)
     _check_imports(tagged, known_modules, dependencies)
-    try:
-        _check_names(tagged, untagged)
-    except RecursionError as error:
-        raise Invalid(
-            "The tagged cells hold an expression that is nested too deeply to be checked.",
-            "Split the long expression into several statements.",
-        ) from error
+    _check_names(tagged, untagged)
     return NotebookApp(
         cells=tuple(parsed.cell for parsed in tagged),
         imports=tuple(sorted({found.module for parsed in tagged for found in find_imports(parsed.tree)})),
@@ -415,6 +411,17 @@ def _values_of(name: str, tagged: list[_ParsedCell]) -> Iterator[tuple[int, ast.
                 yield parsed.cell.number, value
 
 
+def config_fault(value: ConfigValue) -> str:
+    """What keeps a value out of a run's record or out of Flower's messages; "" for nothing."""
+    if isinstance(value, int) and value not in _INT64:
+        return "a number of more than 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is no number that can be written down"
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return "a text with half of a character"
+    return ""
+
+
 def _config_literal(number: int, value: ast.expr) -> dict[str, ConfigValue]:
     where = f"Cell {number}, line {value.lineno}: {CONFIG_NAME}"
     fix = f'Write it as {CONFIG_NAME} = {{"learning-rate": 0.01, ...}} with plain values; compute others in a function.'
@@ -431,8 +438,9 @@ def _config_literal(number: int, value: ast.expr) -> dict[str, ConfigValue]:
             raise Invalid(
                 f"{where} gives “{key}” a {type(item).__name__}; a text, a number or True/False is taken.", fix
             )
-        if isinstance(item, int) and item not in _INT64:
-            raise Invalid(f"{where} gives “{key}” a number of more than 64 bits.", fix)
+        fault = config_fault(item)
+        if fault:
+            raise Invalid(f"{where} gives “{key}” {fault}.", fix)
     rounds = literal.get(ROUNDS_KEY, 1)
     if not isinstance(rounds, int) or not 1 <= rounds <= MOST_ROUNDS:
         raise Invalid(

@@ -132,6 +132,23 @@ def test_the_file_name_gives_the_title_and_a_name_that_flower_takes(filename, ti
     assert is_valid_name(name)[0]
 
 
+DEEP = ".a" * 400
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [
+        ("a.ipynb", mean_notebook("x = " + "1 + " * 600 + "1")),
+        ("a.ipynb", mean_notebook(f"x = 1\nx{DEEP}.to('cuda')")),
+        ("a.ipynb", mean_notebook(f"def strategy(config, *, x=x{DEEP}, y): ...")),
+        ("a.zip", with_pyproject("nested.rate = 0.5", f"rate = {'[' * 3000}{']' * 3000}")),
+        ("a.zip", with_pyproject("nested.rate = 0.5", f"{'.'.join('a' * 3000)} = 1")),
+    ],
+)
+def test_what_is_nested_too_deeply_to_be_checked_is_refused(filename, content):
+    assert "nested too deeply" in refusal(content, filename)
+
+
 def test_a_first_line_cannot_change_the_encoding_of_the_exported_cells():
     functions = "def build_model(): ...\ndef load_data(path, config): ...\n" + "".join(
         f"def {name}(model, data, config): ...\n" for name in ("train", "evaluate")
@@ -231,6 +248,9 @@ def test_a_file_that_is_no_text_is_shown_by_its_hash():
         (with_pyproject('version = "1.0.0"', 'version = "1/../../x"'), "project.version may have letters"),
         (with_pyproject('name = "mean-app"', 'name = "mean_app"'), "Flower does not take this app"),
         (with_pyproject("nested.rate = 0.5", "rates = [1, 2]"), "[tool.flwr.app.config] may hold"),
+        (with_pyproject("nested.rate = 0.5", "nested.rate = inf"), "[tool.flwr.app.config] gives “nested.rate” inf"),
+        (with_pyproject("nested.rate = 0.5", "rate = -nan"), "[tool.flwr.app.config] gives “rate” nan"),
+        (with_pyproject("nested.rate = 0.5", f"rate = {2**63}"), "gives “rate” a number of more than 64 bits"),
         (with_pyproject("[tool.flwr.app.config]\nnum-server-rounds = 3\nnested.rate = 0.5", ""), ""),
         (with_pyproject('"mean.server:app"', '"mean.server"'), "serverapp “mean.server” is not of the form"),
         (with_pyproject('"mean.server:app"', '"../evil:app"'), "is not of the form"),
@@ -238,6 +258,11 @@ def test_a_file_that_is_no_text_is_shown_by_its_hash():
         (with_pyproject('"mean.client:app"', '"mean.client:main"'), "mean/client.py defines no “main”"),
         (zipped({**APP, "mean/client.py": b"app = (\n"}), "mean/client.py, line 1"),
         (zipped({**APP, "mean/client.py": b"app = '\xff'"}), "mean/client.py is not UTF-8"),
+        (
+            zipped({**APP, "mean/x.py": b"# coding: utf-7\n# +AAo-import os\n"}),
+            "mean/x.py says in its first lines that",
+        ),
+        (zipped({**APP, "mean/x.py": b"# coding: unheard-of\n"}), "mean/x.py, line 1: unknown encoding"),
         (zipped({**APP, "/".join("abcdefghijkl") + "/x.py": b""}), "Flower does not take this app"),
     ],
 )
