@@ -149,6 +149,7 @@ async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attemp
         at.measured["rejoined_s"] = next(filter(replied(at.lost, 2), events)).at - started_at
 
 
+@pytest.mark.random_kills
 @pytest.mark.parametrize("policy", [OutagePolicy.WAIT, OutagePolicy.CONTINUE])
 async def test_a_site_killed_at_a_random_moment_is_counted_once(
     tmp_path: Path, policy: OutagePolicy, attempt: int
