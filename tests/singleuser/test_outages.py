@@ -312,7 +312,7 @@ async def test_two_clients_of_one_participation_the_older_is_refused(tmp_path: P
         await at.trains(2)
         older = at.lost.processes[-1]
         await at.lost.start()
-        await at.lost.says(ClientState.FAILED, "does not accept this client any more")
+        await at.lost.says(ClientState.FAILED, "does not accept this client any more", client=0)
         assert older.returncode is None  # the kernel stays, with the reason
         at.release(2)
         events = await at.it.end_of_run()
