@@ -189,6 +189,7 @@ class TestRuns:
             assert [run.id for run in store.runs(project_id)] == [run_id, second]
             assert set(backend.specs) == {run_id, second}
 
+    @pytest.mark.random_kills
     async def test_no_event_is_lost_or_doubled_however_often_and_whenever_it_goes(
         self, federation: Federation, backend: FakeAggregators, server: Cluster, store: SqlStore
     ) -> None:

@@ -1,8 +1,8 @@
 """One site's node in a process of its own, which a test can kill, stop and start again: what a client kernel is.
 
-    python -m tests.fakes.node_process ADDRESS FOLDER NAME TARGET KEY
+    python -m tests.fakes.node_process ADDRESS FOLDER NAME TARGET KEY STATES
 
-Approves what lies in FOLDER/approved, and writes each state as a line "<state> <text>" to FOLDER/NAME.states.
+Approves what lies in FOLDER/approved, and writes each state as a line "<state> <text>" to the file STATES.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Site:
             self.key = self._it.folder / f"{self.name}.{len(self.processes)}.pem"
             self.key.write_bytes(private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
             await self._register(public_key_to_bytes(private_key.public_key()))
-        arguments = (self._address, str(self._it.folder), self.name, str(self.target), str(self.key))
+        states = self._states(len(self.processes))
+        arguments = (self._address, str(self._it.folder), self.name, str(self.target), str(self.key), str(states))
         command = (*self._within, sys.executable, "-m", MODULE, *arguments)
         self.processes.append(await asyncio.create_subprocess_exec(*command, env=dict(os.environ)))
 
@@ -76,15 +77,19 @@ class Site:
         if number is signal.SIGKILL:
             await self.processes[-1].wait()
 
-    def states(self) -> list[str]:
-        path = self._it.folder / f"{self.name}.states"
-        return path.read_text().splitlines() if path.exists() else []
+    def _states(self, client: int) -> Path:
+        return self._it.folder / f"{self.name}.{client}.states"
 
-    async def says(self, state: ClientState, text: str = "", within: float = 150.0) -> str:
-        """Wait until its newest line is of this state and has this text; return the line."""
+    async def says(self, state: ClientState, text: str = "", within: float = 150.0, client: int = -1) -> str:
+        """Wait until the newest line of one of its clients is of this state and has this text; return the line.
+
+        Args:
+            client: which one, in the order of their starts.
+        """
+        path = self._states(range(len(self.processes))[client])
         async with asyncio.timeout(within):
             while True:
-                newest = (self.states() or [""])[-1]
+                newest = (path.read_text().splitlines() if path.exists() else [""])[-1]
                 if newest.startswith(state) and text in newest:
                     return newest
                 await asyncio.sleep(0.05)
@@ -103,11 +108,10 @@ def approve(it: Fleet, app: bytes) -> None:
     (folder / hashlib.sha256(app).hexdigest()).write_bytes(app)
 
 
-def main(address: str, folder: Path, name: str, target: float, key: Path) -> None:
+def main(address: str, folder: Path, name: str, target: float, key: Path, states: Path) -> None:
     """Run the node until SIGTERM."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    states = folder / f"{name}.states"
     private_key = load_pem_private_key(key.read_bytes(), None)
     assert isinstance(private_key, ec.EllipticCurvePrivateKey)
 
@@ -132,4 +136,4 @@ def main(address: str, folder: Path, name: str, target: float, key: Path) -> Non
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]), Path(sys.argv[5]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]), Path(sys.argv[5]), Path(sys.argv[6]))

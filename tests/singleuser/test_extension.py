@@ -26,6 +26,7 @@ from tests.fakes.service import DownService, FakeService, LockedService, NewerSe
 KERNEL = "0f0c4a52-6b5d-4c55-9f43-111111111111"
 ASSIGNMENT = Assignment("part1", "proj1", "Histo <pathology>", "north", "slides", KERNEL, "ab" * 32)
 SPEC = "flower-client-proj1"
+OTHER = Assignment("part2", "proj2", "Lungs", "north", "slides", KERNEL.replace("1", "2"), "ab" * 32)
 WAITING = ("part1", ClientState.READY, "Waiting for a run.")
 
 
@@ -180,13 +181,18 @@ async def test_a_kernel_whose_port_another_program_has_comes_up_on_another(
 
 
 async def test_a_crashed_kernel_that_is_withdrawn_stays_away(service: FakeService, server: NotebookServer) -> None:
+    """By the time that one which crashes later is back, it would be, too."""
     service.assign(ASSIGNMENT)
+    service.assign(OTHER)
     await reported(service, ClientState.STARTING)
+    seen = await asyncio.to_thread(service.wait_for_report, "part2", ClientState.STARTING)
     os.kill(pid_of(server), signal.SIGTERM)
     await reported(service, ClientState.FAILED)
     assert "signal 15" in service.details("part1", ClientState.FAILED)[0]
     service.withdraw("part1")
-    await server.until(lambda: no_kernels(server), timeout=5)
+    os.kill(pid_of(server, OTHER.kernel_id), signal.SIGTERM)
+    await asyncio.to_thread(service.wait_for_report, "part2", ClientState.STARTING, seen)
+    assert await server.kernels() == {OTHER.kernel_id: "flower-client-proj2"}
 
 
 async def test_a_tile_that_cannot_be_written_is_told(
@@ -252,10 +258,11 @@ async def test_a_shutdown_by_the_person_is_a_pause_until_the_tile_is_clicked(
 
 async def test_a_restart_by_the_person_is_no_pause(service: FakeService, server: NotebookServer) -> None:
     service.assign(ASSIGNMENT)
-    await reported(service, ClientState.STARTING)
+    seen = await reported(service, ClientState.STARTING)
     before = pid_of(server)
     assert (await server.http.post(f"api/kernels/{KERNEL}/restart")).status_code == 200
     assert pid_of(server) != before
+    await reported(service, ClientState.STARTING, after=seen)
     assert service.details("part1", ClientState.PAUSED) == []
 
 
@@ -328,7 +335,8 @@ async def test_ordinary_kernels_are_left_to_jupyter(service: FakeService, server
     assert (await server.http.post(f"api/kernels/{kernel_id}/restart")).status_code == 200
     assert (await server.http.delete(f"api/kernels/{kernel_id}")).status_code == 204
     assert await server.kernels() == {}
-    assert service.reports == []
+    service.assign(ASSIGNMENT)
+    assert await reported(service, ClientState.STARTING) == 1, "something was reported before"
 
 
 async def test_a_waiting_client_keeps_the_server_active_and_is_not_culled(

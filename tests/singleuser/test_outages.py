@@ -149,6 +149,7 @@ async def test_wait_goes_on_with_the_site_once_it_is_back(tmp_path: Path, attemp
         at.measured["rejoined_s"] = next(filter(replied(at.lost, 2), events)).at - started_at
 
 
+@pytest.mark.random_kills
 @pytest.mark.parametrize("policy", [OutagePolicy.WAIT, OutagePolicy.CONTINUE])
 async def test_a_site_killed_at_a_random_moment_is_counted_once(
     tmp_path: Path, policy: OutagePolicy, attempt: int
@@ -311,7 +312,7 @@ async def test_two_clients_of_one_participation_the_older_is_refused(tmp_path: P
         await at.trains(2)
         older = at.lost.processes[-1]
         await at.lost.start()
-        await at.lost.says(ClientState.FAILED, "does not accept this client any more")
+        await at.lost.says(ClientState.FAILED, "does not accept this client any more", client=0)
         assert older.returncode is None  # the kernel stays, with the reason
         at.release(2)
         events = await at.it.end_of_run()

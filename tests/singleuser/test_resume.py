@@ -125,6 +125,7 @@ def assert_same_model(at: DrivenFleet, one: str, other: str) -> None:
         np.testing.assert_array_equal(array, actual[name])
 
 
+@pytest.mark.random_kills
 @pytest.mark.parametrize("name", APPS)
 async def test_killed_at_random_points_the_model_is_the_same_bit_for_bit(
     at: DrivenFleet, name: str, capsys: pytest.CaptureFixture[str]

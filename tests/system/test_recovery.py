@@ -131,6 +131,7 @@ def make_older(path: Path, older: Path) -> None:
     shutil.copy(older, path)
 
 
+@pytest.mark.random_kills
 @pytest.mark.parametrize("fault", chaos.FAULTS)
 async def test_a_run_survives(stack: Stack, undisturbed: Undisturbed, fault: str, attempt: int) -> None:
     machine, project = Machine(stack), undisturbed.project

@@ -119,6 +119,7 @@ async def them(stack: Stack) -> AsyncIterator[People]:
         yield people
 
 
+@pytest.mark.random_kills
 async def test_nothing_is_lost_in_a_long_time(
     stack: Stack, them: People, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

@@ -283,7 +283,8 @@ async def test_a_seed_is_for_apps_that_take_one(world: World, in_notebook: Any) 
 
 
 async def test_a_run_is_logged_to_mlflow(run_id: str, in_notebook: Any, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow  # takes seconds, of this test only
+
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     logged = await in_notebook(lambda: notebook.Run(run_id).log_to_mlflow(uri))
     client = mlflow.MlflowClient(tracking_uri=uri)
