@@ -132,7 +132,7 @@ FENCES = {
     ),
     "requests": ("spawner",),
     "smtplib": ("hub_service.notices.mail",),
-    "urllib.request": ("spawner.site", "spawner.admin.inside", "federator.fleet", "federator.node"),
+    "urllib.request": ("federator.fleet",),
     "websockets": (),
     "boto3": (),
     "flwr": (
