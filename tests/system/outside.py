@@ -57,6 +57,7 @@ class Outside:
     signed: list[bool] = field(default_factory=list)  # posts to the webhook's secret address
 
     def __post_init__(self) -> None:
+        self._refused: object = None
         self.database = f"postgresql://{USER}@/{DATABASE}?host={self.cluster.folder}"
 
     def in_the_file(self, text: str) -> str:
@@ -118,7 +119,8 @@ class Outside:
         assert isinstance(told, LoginPassword)
         right = told == LoginPassword(USER.encode(), self.variables[SMTP_PASSWORD_VARIABLE].encode())
         self.logins.append(right)
-        return AuthResult(success=right and len(self.logins) > 1, handled=False)
+        self._refused = self._refused or session.peer  # in the first connection, by whatever mechanism
+        return AuthResult(success=right and session.peer != self._refused, handled=False)
 
     @contextmanager
     def _webhook_open(self) -> Iterator[None]:

@@ -217,8 +217,11 @@ def test_the_secrets_in_play_are_known(collected: Collected) -> None:
     assert collected.servers
 
 
-def test_the_secrets_for_servers_outside_were_used(collected: Collected, outside: Outside) -> None:
-    """With one refusal each, of which the service has told; else nobody would have had anything to write down."""
+def test_the_secrets_for_servers_outside_were_used(collected: Collected, outside: Outside, stack: Stack) -> None:
+    """And refused once where the service tells of it; else it would have had nothing to write down."""
+    log = stack.log("hub").read_text(errors="replace")
+    assert "the mail server does not take our password (535)" in log
+    assert "the receiver refuses (status 503)" in log
     assert outside.logins[:2] == [True, True]
     assert outside.signed[:2] == [True, True]
     assert any("/fabs/" in name for name in outside.objects())
