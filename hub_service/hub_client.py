@@ -57,7 +57,11 @@ class HubClient:
         headers = self._headers | logs.request_headers()
         try:
             return await AsyncHTTPClient().fetch(
-                self._api_url + path, headers=headers, raise_error=False, request_timeout=_TIMEOUT_S
+                self._api_url + path,
+                headers=headers,
+                raise_error=False,
+                follow_redirects=False,  # the Hub's is the only address that is asked
+                request_timeout=_TIMEOUT_S,
             )
         except (OSError, HTTPClientError) as error:
             raise _no_answer(repr(error)) from error

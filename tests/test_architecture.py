@@ -122,6 +122,20 @@ FENCES = {
     "docker": ("spawner", "hub_service.aggregators.docker"),
     "dockerspawner": ("spawner",),
     "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions"),
+    # Who may ask other addresses: docs/access.md says which. None of them takes an address from a person or an app.
+    "httpx": (
+        "hub_service.aggregators",
+        "hub_service.notices.webhook",
+        "spawner.admin.checks",
+        "federator.service_client",
+        "federator.node",
+        "federator.fleet",
+    ),
+    "requests": ("spawner",),
+    "smtplib": ("hub_service.notices.mail",),
+    "urllib.request": ("federator.fleet",),
+    "websockets": (),
+    "boto3": (),
     "flwr": (
         "hub_service.aggregators.superlink",
         "hub_service.aggregators.superlink_process",

@@ -4,6 +4,7 @@ FakeHubApi      answers with the people and tokens it holds
 SickHubApi      answers 500 to everything
 HangingHubApi   takes every request and answers none
 RamblingHubApi  answers 200 with what is no description of a user
+MovedHubApi     answers with a redirect to another address
 """
 
 from __future__ import annotations
@@ -93,6 +94,15 @@ class RamblingHubApi(FakeHubApi):
 
     def _answer(self, handler: RequestHandler, model: dict[str, Any] | None, otherwise: int) -> None:
         handler.write(self._body)
+
+
+class MovedHubApi(FakeHubApi):
+    def __init__(self, elsewhere: str) -> None:
+        super().__init__()
+        self._elsewhere = elsewhere
+
+    def _answer(self, handler: RequestHandler, model: dict[str, Any] | None, otherwise: int) -> None:
+        handler.redirect(self._elsewhere)
 
 
 class _Self(RequestHandler):

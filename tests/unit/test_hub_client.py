@@ -7,10 +7,10 @@ import pytest
 from hub_service.domain.directory import HubUser
 from hub_service.domain.errors import Unavailable
 from hub_service.hub_client import HubClient
-from tests.fakes.hub_api import SERVICE_TOKEN, FakeHubApi, RamblingHubApi, SickHubApi
+from tests.fakes.hub_api import SERVICE_TOKEN, FakeHubApi, MovedHubApi, RamblingHubApi, SickHubApi
 
 
-@pytest.mark.parametrize("name", ["bert", "bert@hospital.example", "a b/c?d", "Åsa"])
+@pytest.mark.parametrize("name", ["bert", "bert@hospital.example", "a b/c?d", "../service", "@evil.example", "Åsa"])
 async def test_a_user_comes_with_name_and_groups(name: str) -> None:
     async with FakeHubApi() as hub:
         hub.people[name] = {"name": name, "groups": ["site-b", "steward-b"], "admin": False}
@@ -38,6 +38,16 @@ async def test_a_sick_hub_is_unavailable() -> None:
     async with SickHubApi() as hub:
         with pytest.raises(Unavailable, match="does not answer"):
             await HubClient(hub.url, SERVICE_TOKEN).user("bert")
+
+
+async def test_a_hub_that_leads_elsewhere_is_not_followed() -> None:
+    """Whoever answers in the Hub's place could have the service ask anything in its network."""
+    async with FakeHubApi() as elsewhere:
+        elsewhere.people["bert"] = {"name": "bert", "groups": ["site-b"]}
+        async with MovedHubApi(f"{elsewhere.url}/users/bert") as hub:
+            with pytest.raises(Unavailable) as refused:
+                await HubClient(hub.url, SERVICE_TOKEN).user("bert")
+    assert "302" in refused.value.debug
 
 
 @pytest.mark.parametrize("body", ["<html>", "{}", '{"name": "bert"}', "[]", '{"name": "bert", "groups": null}'])
