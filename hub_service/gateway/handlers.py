@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from typing import Any, cast
 from uuid import uuid4
 
@@ -296,6 +297,8 @@ class FleetHandler(RequestHandler):
         if self._finished:
             return
         self.set_status(refusal.status)
+        # A node learns the Hub's time from it: tornado's own is of when the request came in, a whole poll ago.
+        self.set_header("Date", formatdate(usegmt=True))
         for name, value in refusal.headers.items():
             self.set_header(name, value)
         self.set_header("Content-Type", "application/json")

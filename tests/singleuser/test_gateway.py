@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from google.protobuf.message import Message as Protobuf
 
 from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
+from hub_service.gateway.handlers import FleetHandler
 from hub_service.site_stages import Stage
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
@@ -186,6 +188,18 @@ async def test_a_withdrawn_grant_ends_a_waiting_poll_within_a_second(idle: Fleet
     withdrawn = time.monotonic()
     assert (await poll).status_code == 401
     assert time.monotonic() - withdrawn < 1.0
+
+
+async def test_a_refusal_says_the_time_at_which_it_is_sent(idle: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes set their clocks by it; the request may have come in a poll ago."""
+
+    def begun_long_ago(handler: FleetHandler) -> None:
+        handler.set_header("Date", "Mon, 01 Jan 2001 08:00:00 GMT")
+
+    monkeypatch.setattr(FleetHandler, "set_default_headers", begun_long_ago)
+    answer = await post(idle, "pull-messages", b"", signed(Member("stranger", 0.0)))
+    assert answer.status_code == 401
+    assert abs(parsedate_to_datetime(answer.headers["date"]) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 async def cut_off_poll(it: Fleet, member: Member) -> None:
