@@ -399,13 +399,15 @@ async def test_an_app_that_cannot_be_loaded_ends_no_client(tmp_path: Path) -> No
 
 
 async def test_why_an_app_cannot_be_loaded_can_be_reported(tmp_path: Path) -> None:
-    """The service takes UTF-8; the name of a file may be any bytes."""
+    """The service takes UTF-8; names of files may be any bytes, those of the app's own code too."""
+    client = "exec(compile('raise OSError(\"caf\\\\udce9.csv\")', __file__ + '/\\udce9', 'exec'))"
     async with fleet(tmp_path) as it:
-        app = fab({"server_app.py": SERVER, "client_app.py": "raise OSError('caf\\udce9.csv')"})
+        app = fab({"server_app.py": SERVER, "client_app.py": client})
         member = it.admit("a", 1.0)
         member.prepare(member.approve(app))
         member.start(it.address, tmp_path)
-        assert "OSError: caf\\udce9.csv" in await member.reaches(ClientState.READY)
+        text = await member.reaches(ClientState.READY)
+        assert text.endswith("OSError: caf\\udce9.csv (tinyapp/client_app.py/\\udce9:1)")
 
 
 @pytest.mark.parametrize("ended_by", [Interrupted, KeyboardInterrupt])

@@ -87,8 +87,8 @@ _HEARTBEAT_S, _HEARTBEAT_INTERVAL_S = 10.0, 15
 _WATCH_AFTER_S = 1.0  # a message that takes longer is watched over: the gateway tells when this node's right ends
 _FAREWELL_S = 0.4
 _FOLDER = "flower-app-"  # a node's folder begins with this
-# Characters of an error answer, of the exception's own words in it, and of its kind and place. A longer answer would be
-# refused, and the site would be asked for the same again and again.
+# Characters of an error answer, of the exception's own words in it, of its kind and of its place. A longer answer would
+# be refused, and the site would be asked for the same again and again.
 _LONGEST_REASON, _LONGEST_WORDS, _LONGEST_PLACE = 2000, 1500, 200
 
 _Answer = TypeVar("_Answer", bound=Protobuf)
@@ -605,9 +605,9 @@ class Node:
         """What leaves the site of an app's exception. Its words may be data: where the app declares what it lets out,
         only the exception's kind and place leave."""
         name, line = type(error).__name__, own_line(error, self._app_folder)
-        where = f" ({line})" if line else ""
+        where = _sendable(f" ({line})" if line else "", _LONGEST_PLACE)
         if self._outputs:
-            return f"{_sendable(name + where, _LONGEST_PLACE)}: the site's own log has the rest"
+            return f"{_sendable(name, _LONGEST_PLACE)}{where}: the site's own log has the rest"
         try:
             text = f"{name}: {error}"
         except BaseException:  # noqa: BLE001 - the app's own code writes it
