@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from typing import Any, cast
 from uuid import uuid4
 
@@ -14,7 +14,6 @@ import aiohttp
 from federator import logs
 from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
 from tornado.http1connection import HTTP1Connection
-from tornado.httputil import format_timestamp
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
@@ -310,7 +309,7 @@ class FleetHandler(RequestHandler):
             return
         self.set_status(refusal.status)
         # A node learns the Hub's time from it: tornado's own is of when the request came in, a whole poll ago.
-        self.set_header("Date", format_timestamp(time.time()))
+        self.set_header("Date", formatdate(usegmt=True))
         for name, value in refusal.headers.items():
             self.set_header(name, value)
         self.set_header("Content-Type", "application/json")
