@@ -86,13 +86,15 @@ class TestRuns:
             poll_s=0.002,
         )
         driving = asyncio.create_task(reconciler.run())
-        project_id, _, _ = await federation.ready_project()
-        run_id = federation.coordinator.start_run(ANNA, project_id, ROUNDS, False).id
-        await until(lambda: status(federation, run_id) is RunStatus.WAITING)
-        yield project_id, run_id
-        driving.cancel()
-        await asyncio.wait({driving})
-        await reconciler.close()
+        try:
+            project_id, _, _ = await federation.ready_project()
+            run_id = federation.coordinator.start_run(ANNA, project_id, ROUNDS, False).id
+            await until(lambda: status(federation, run_id) is RunStatus.WAITING)
+            yield project_id, run_id
+        finally:
+            driving.cancel()
+            await asyncio.wait({driving})
+            await reconciler.close()
 
     async def test_what_happened_meanwhile_is_taken_in_when_it_is_back(
         self, federation: Federation, backend: FakeAggregators, server: Cluster, store: SqlStore

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from hub_service.gateway.gateway import Gateway
 from hub_service.reconciler import Reconciler
 from tests.fakes.aggregator_places import listens, processes_below
 from tests.fakes.federation import ANNA, BERT, CARL, Federation
-from tests.fakes.fleet import Fleet, Member, local_aggregators
+from tests.fakes.fleet import Fleet, Member, local_aggregators, stop_all
 
 PEOPLE: tuple[tuple[Principal, str, float], ...] = ((ANNA, "a", 1.0), (BERT, "b", 3.0), (CARL, "c", 8.0))
 PATIENCE_S = 120.0
@@ -87,6 +87,10 @@ class DrivenFleet:
         await self.reconciler.close()
         await self.gateway.close()
         await self.backend.close()
+
+    async def end_aggregators(self) -> None:
+        for project_id in await self.backend.running():
+            await self.backend.stop(project_id)
 
     async def join(self, app: bytes) -> None:
         """All three sites take part in a project with this app, approved and connected."""
@@ -158,10 +162,8 @@ async def driven_fleet(
     """A federation that leaves no process behind. Its aggregators are local ones where no others are given."""
     it = DrivenFleet(folder, backend or (lambda: local_aggregators(folder)))
     await it.start_service()
-    try:
+    async with AsyncExitStack() as at_the_end:  # whatever one of these raises, the others are done
+        at_the_end.push_async_callback(it.end_aggregators)
+        at_the_end.push_async_callback(it.end_service)
+        at_the_end.push_async_callback(stop_all, it.members)
         yield it
-    finally:
-        await asyncio.gather(*(member.stop() for member in it.members.values()))
-        await it.end_service()
-        for project_id in await it.backend.running():
-            await it.backend.stop(project_id)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -257,12 +257,18 @@ async def fleet(
         **options,
     )
     it = Fleet(folder, backend, gateway, tls)
-    try:
-        yield it
-    finally:
-        await asyncio.gather(*(member.stop() for member in it.members.values()))
-        await it.go_away()
-        await backend.stop(PROJECT)
-        await gateway.close()
+    async with AsyncExitStack() as at_the_end:  # whatever one of these raises, the others are done
         if its_own:
-            await backend.close()
+            at_the_end.push_async_callback(backend.close)
+        at_the_end.push_async_callback(gateway.close)
+        at_the_end.push_async_callback(backend.stop, PROJECT)
+        at_the_end.push_async_callback(it.go_away)
+        at_the_end.push_async_callback(stop_all, it.members)
+        yield it
+
+
+async def stop_all(members: Mapping[str, Member]) -> None:
+    """Each of them, before the first failure is told."""
+    ends = await asyncio.gather(*(member.stop() for member in members.values()), return_exceptions=True)
+    for failed in filter(None, ends):
+        raise failed

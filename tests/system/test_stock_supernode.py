@@ -36,6 +36,8 @@ from tests.system.tls_front import tls_front
 pytestmark = pytest.mark.needs_node
 PATIENCE_S = 120
 REFUSED_WITHIN_S = 20
+# In the log of Flower's SuperNode.
+IT_WAS_LET_IN, IT_RAN_AN_APP = "SuperNode ID", "flwr-clientapp"
 
 
 @contextlib.asynccontextmanager
@@ -228,13 +230,15 @@ async def test_a_site_without_notebook_servers(
             assert all("accuracy" in one["evaluate"] for done in detail["rounds"] for one in done["sites"])
 
             assert supernode.returncode is None
+            for words in (IT_WAS_LET_IN, IT_RAN_AN_APP):
+                assert words in log.read_text(errors="replace")
             await steward.submit(f"{page}/remove", {})
             async with asyncio.timeout(REFUSED_WITHIN_S):
                 await supernode.wait()
         async with flower_supernode(address, ca, key, folder, tmp_path / "refused.log") as supernode:
             async with asyncio.timeout(PATIENCE_S):
                 await supernode.wait()
-        assert "SuperNode ID" not in (tmp_path / "refused.log").read_text(errors="replace")
+        assert IT_WAS_LET_IN not in (tmp_path / "refused.log").read_text(errors="replace")
         participant = (await owner.get(f"api/projects/{project_id}"))["participants"][1]
         assert participant["client"] == "offline"
         assert "register a key" in participant["detail"]
@@ -289,7 +293,7 @@ async def test_a_key_nobody_registered_gets_nothing(stack: Stack, tmp_path: Path
         asyncio.timeout(PATIENCE_S),
     ):
         await process.wait()
-    assert "SuperNode ID" not in log.read_text(errors="replace")
+    assert IT_WAS_LET_IN not in log.read_text(errors="replace")
 
 
 async def test_a_stock_supernode_is_given_no_app_that_its_steward_did_not_approve(tmp_path: Path) -> None:
@@ -309,4 +313,4 @@ async def test_a_stock_supernode_is_given_no_app_that_its_steward_did_not_approv
             await it.start_run(averaging_app(), [member])
             await says(log, "Ignoring message")
             assert process.returncode is None
-    assert "flwr-clientapp" not in log.read_text(errors="replace")
+    assert IT_RAN_AN_APP not in log.read_text(errors="replace")

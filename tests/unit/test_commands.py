@@ -120,11 +120,14 @@ class TestBackup:
         signed = SigningKey.kept(old / "signing-key.pem").sign({"run": run_id}, "0" * 64)
         before = everything(federation.store)
         done, busy = threading.Event(), threading.Event()
+        statuses: list[int] = []
 
         def back_up() -> None:
-            assert busy.wait(30)
-            assert run(old, "backup", file) == 0
-            done.set()
+            try:
+                assert busy.wait(30)
+                statuses.append(run(old, "backup", file))
+            finally:
+                done.set()
 
         backing_up = threading.Thread(target=back_up)
         backing_up.start()
@@ -134,6 +137,7 @@ class TestBackup:
             written += 1
             busy.set()
         backing_up.join()
+        assert statuses == [0]
         lines = len(federation.store.audit_lines())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 

@@ -140,8 +140,10 @@ async def serving(hub: FakeHubApi) -> AsyncIterator[Browser]:
     server = HTTPServer(application)
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
-    yield Browser(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", auth)
-    server.stop()
+    try:
+        yield Browser(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", auth)
+    finally:
+        server.stop()
     await server.close_all_connections()
     await close_hub_connections()
 

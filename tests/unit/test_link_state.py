@@ -152,6 +152,13 @@ def test_a_node_that_trains_for_an_hour_is_not_lost(tmp_path: Path, monkeypatch:
     assert state.get_message_res({message_id}, run_id) == []
 
 
+@pytest.fixture(autouse=True)
+def _nobodys_process_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower keeps whose process this is where every test would find it."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+
+
 def stored(state: LinkState, run_id: int, node_id: int, message_id: str) -> str:
     """A new message to the node."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
