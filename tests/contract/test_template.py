@@ -15,7 +15,7 @@ import pytest
 from hub_service.aggregators import local
 from hub_service.aggregators.base import ServerAppSpec
 from hub_service.aggregators.local import LocalAggregators
-from hub_service.aggregators.processes import LOST
+from hub_service.aggregators.processes import LOST, SERVERAPP_MODULE, SUPERLINK_MODULE
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.template import Forked, Order, Template
 from tests.fakes.aggregator_places import processes_below
@@ -49,6 +49,21 @@ HAS_A_THREAD = (
     + "import threading\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     + ("sys.exit(template_process.main())")
 )
+# The real one, whose forks write down their environment before they become what they are.
+TELLS = """
+import os, sys
+from pathlib import Path
+from hub_service.aggregators import template_process
+
+def telling(module, main):
+    def tell():
+        Path(module).write_text(str(dict(os.environ)))
+        return main()
+    return tell
+
+template_process._MAINS = {module: telling(module, main) for module, main in template_process._MAINS.items()}
+sys.exit(template_process.main())
+"""
 BREAKS = "raise OSError('libtorch.so: cannot open shared object file')"
 NEVER_READY = "import time; time.sleep(600)"
 
@@ -169,13 +184,18 @@ async def absent_run(backend: LocalAggregators, run_id: str) -> None:
 
 async def test_forks_know_no_secret_and_outlive_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "hush")
-    backend = local_aggregators(tmp_path)
+    backend = LocalAggregators(tmp_path, template_command=command(TELLS))
     await absent_run(backend, "r1")
+    for module in (SUPERLINK_MODULE, SERVERAPP_MODULE):
+        told = tmp_path / "projects" / PROJECT / module
+        await until(lambda told=told: told.exists() and told.read_text().endswith("}"))
+        assert "FLWR_HOME" in told.read_text()
+        assert "hush" not in told.read_text()
     processes = processes_below(tmp_path / "projects")
     (parent,) = templates(tmp_path)
     assert [process.ppid() for process in processes] == [parent.pid, parent.pid]
-    for process in (parent, *processes):
-        assert b"hush" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    # Not a fork's: what the kernel shows of it is what its template was started with.
+    assert b"hush" not in Path(f"/proc/{parent.pid}/environ").read_bytes()
     await backend.close()
     assert not templates(tmp_path)
 
