@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hub_service.apps.names import names_assigned_by, names_used_at_once
 
 _GPU = "cuda"
+_MOST_NAMES = 20  # that are warned of; what is to be done is the same for all of them
 _CONDITIONS = (ast.If, ast.IfExp, ast.BoolOp, ast.Try)
 
 
@@ -24,27 +26,42 @@ class CellRun:
     execution_count: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Effects:
+    """What a cell does to names when it is run. Found once for each cell, since cells are compared in pairs."""
+
+    number: int
+    execution_count: int
+    assigned: frozenset[str]
+    used: frozenset[str]
+
+    def meets(self, other: _Effects) -> frozenset[str]:
+        """Names whose value depends on which of the two is run first."""
+        return self.assigned & other.assigned | self.assigned & other.used | self.used & other.assigned
+
+
 def warn_of_order(cells: Sequence[CellRun]) -> Iterator[str]:
-    """Names whose value in the notebook is not the one in the app, where cells run from top to bottom."""
+    """Names whose value in the notebook is not the one in the app, where cells run from top to bottom; the first 20."""
+    return itertools.islice(_turned_around(cells), _MOST_NAMES)
+
+
+def _turned_around(cells: Sequence[CellRun]) -> Iterator[str]:
+    run = [
+        _Effects(one.number, one.execution_count, names_assigned_by(one.tree), names_used_at_once(one.tree))
+        for one in cells
+        if one.execution_count is not None
+    ]
     warned: set[str] = set()
-    for place, upper in enumerate(cells):
-        for lower in cells[place + 1 :]:
-            for name in sorted(_turned_around(upper, lower) - warned):
-                warned.add(name)
-                yield (
-                    f"Cell {lower.number} was run before cell {upper.number}, and both have to do with “{name}”: in "
-                    "the app the cells run from top to bottom, so it may have another value there. Choose Run, Restart "
-                    "Kernel and Run All Cells, look at the results, and save."
-                )
-
-
-def _turned_around(upper: CellRun, lower: CellRun) -> frozenset[str]:
-    if upper.execution_count is None or lower.execution_count is None or upper.execution_count < lower.execution_count:
-        return frozenset()
-    set_above, set_below = names_assigned_by(upper.tree), names_assigned_by(lower.tree)
-    return (
-        set_above & set_below | set_above & names_used_at_once(lower.tree) | names_used_at_once(upper.tree) & set_below
-    )
+    for upper, lower in itertools.combinations(run, 2):
+        if upper.execution_count < lower.execution_count:
+            continue
+        for name in sorted(upper.meets(lower) - warned):
+            warned.add(name)
+            yield (
+                f"Cell {lower.number} was run before cell {upper.number}, and both have to do with “{name}”: in "
+                "the app the cells run from top to bottom, so it may have another value there. Choose Run, Restart "
+                "Kernel and Run All Cells, look at the results, and save."
+            )
 
 
 def warn_of_gpu(number: int, tree: ast.Module) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """From what a researcher hands in - a notebook, a zipped Flower app or a FAB - to one Flower App Bundle.
 
-`hub_service.coordinator.add_app` calls `AppBuilder.build`. The bundle is stock Flower: it runs on any SuperLink, and
-imports nothing of ours. The same notebook gives the same bytes, so its hash can be approved.
+`hub_service.operations.previews` calls `AppBuilder.build`, in a thread. The bundle is stock Flower: it runs on any
+SuperLink, and imports nothing of ours. The same notebook gives the same bytes, so its hash can be approved.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from hub_service.domain.runs import MOST_ROUNDS
 TAG = "federated"
 MAX_NOTEBOOK_BYTES = 5 * 1024 * 1024
 MAX_CODE_CHARACTERS = 256 * 1024  # of all tagged cells; a steward has to read them
+MAX_TAGGED_CELLS = 500
 CONFIG_NAME = "CONFIG"
 DEPENDENCIES_NAME = "DEPENDENCIES"
 ROUNDS_KEY = "num-server-rounds"
@@ -162,6 +163,11 @@ def _load(content: bytes) -> dict[str, Any]:
 
 
 def _check_length(tagged: list[Cell]) -> None:
+    if len(tagged) > MAX_TAGGED_CELLS:
+        raise TooLarge(
+            f"{len(tagged)} cells are tagged “{TAG}”; at most {MAX_TAGGED_CELLS} are taken.",
+            "Tag only what the app needs, and join small cells (Edit, Merge Selected Cells).",
+        )
     length = sum(len(cell.source) for cell in tagged)
     if length > MAX_CODE_CHARACTERS:
         raise TooLarge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from federator.contract import Conditions, Site, SiteApprovals
@@ -57,6 +58,7 @@ class Operations:
         self._artifacts = artifacts
         self._hub = hub
         self._builder = builder
+        self._building = asyncio.Lock()
         self._sites = sites
         self._changes = changes
         self._clock = clock

@@ -16,6 +16,7 @@ from hub_service.domain.errors import Conflict, Invalid
 from hub_service.domain.notices import project_deleted
 from hub_service.domain.policy import Action, Role
 from hub_service.domain.projects import AppVersion, Member, Principal, Project
+from hub_service.operations.builder import BuiltApp
 from hub_service.operations.previews import PreviewOperations
 
 LONGEST_NAME = 80
@@ -88,13 +89,12 @@ class ProjectOperations(PreviewOperations):
         )
         self._tell(project_deleted(project, principal.name, sorted(users - {principal.name})))
 
-    def add_app(self, principal: Principal, project_id: str, filename: str, content: bytes) -> contract.AppVersion:
-        """Build a notebook or take an app as it is; it becomes the project's newest version.
+    def add_app(self, principal: Principal, project_id: str, built: BuiltApp) -> contract.AppVersion:
+        """Make what `build_app` has built the project's newest version.
 
-        Raises Invalid or TooLarge for content that cannot be used, Conflict for a version that is there already.
+        Raises Conflict for a version that is there already.
         """
         project, _, _ = self._enter(principal, Action.ADD_APP, project_id)
-        built = self._build(filename, content)
         self._quotas.require_storage(project, len(built.fab))
         versions = self._store.app_versions(project.id)
         for version in versions:

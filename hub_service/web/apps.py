@@ -16,7 +16,8 @@ class AppsHandler(Upload, ApiHandler):
         filename = self.get_query_argument("filename", "")
         if not filename:
             raise Invalid("The upload has no file name.", "Send it in the query: ?filename=my-notebook.ipynb")
-        version = self.parts.coordinator.add_app(self.principal, project_id, filename, content)
+        built = await self.parts.coordinator.build_app(self.principal, project_id, filename, content)
+        version = self.parts.coordinator.add_app(self.principal, project_id, built)
         self.answer(AppVersion, version, HTTPStatus.CREATED)
 
 

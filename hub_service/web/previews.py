@@ -16,7 +16,9 @@ class BuildHandler(Upload, ApiHandler):
         if not filename:
             raise Invalid("The upload has no file name.", "Send it in the query: ?filename=my-notebook.ipynb")
         project_id = self.get_query_argument("project", "")
-        self.answer(AppPreview, self.parts.coordinator.preview_app(self.principal, project_id, filename, content))
+        coordinator = self.parts.coordinator
+        built = await coordinator.build_app(self.principal, project_id, filename, content)
+        self.answer(AppPreview, coordinator.preview_app(self.principal, project_id, built))
 
 
 class SitePackagesHandler(ApiHandler):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federator.contract import ApprovalState, Cell, Dataset, DeclaredOutput, Scope, Site, SourceFile
+from federator.contract import ApprovalState, AppVersion, Cell, Dataset, DeclaredOutput, Scope, Site, SourceFile
 
 from hub_service.artifacts import Artifacts
 from hub_service.changes import Changes
@@ -115,8 +115,11 @@ class Federation:
     def new_project(self, owner: Principal = ANNA, fab: bytes = b"app 1") -> str:
         """A project with one app version; its id."""
         project_id = self.coordinator.create_project(owner, "Lungs", "Nodules").id
-        self.coordinator.add_app(owner, project_id, "lungs.ipynb", fab)
+        self.add_app(project_id, fab, owner)
         return project_id
+
+    def add_app(self, project_id: str, fab: bytes, owner: Principal = ANNA) -> AppVersion:
+        return self.coordinator.add_app(owner, project_id, FakeBuilder().build("lungs.ipynb", fab))
 
     async def invite_and_join(
         self, project_id: str, who: Principal, dataset: str = "scans", owner: Principal = ANNA

@@ -15,7 +15,17 @@ import httpx
 import nbformat
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from federator.contract import SERVICE_PREFIX, ApprovalState, ClientState, Dataset, Route, RunStatus, Scope, Site
+from federator.contract import (
+    SERVICE_PREFIX,
+    ApprovalState,
+    AppVersion,
+    ClientState,
+    Dataset,
+    Route,
+    RunStatus,
+    Scope,
+    Site,
+)
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
@@ -65,6 +75,8 @@ SITES = {
     )
 }
 
+
+BUILDER = AppBuilder(frozenset({"numpy", "torch"}))
 
 # For tests that ask more often than any person would.
 UNLIMITED = dict.fromkeys(Counted, "1000000 per 1 second")
@@ -126,7 +138,10 @@ class World:
         return self.coordinator.create_project(self.principal(owner), name, "Finds nodules").id
 
     def add_app(self, project_id: str, owner: str = "ada", source: str = CELL) -> str:
-        return self.coordinator.add_app(self.principal(owner), project_id, "model.ipynb", notebook(source)).fab_hash
+        return self.add_file(project_id, "model.ipynb", notebook(source), owner).fab_hash
+
+    def add_file(self, project_id: str, filename: str, content: bytes, owner: str = "ada") -> AppVersion:
+        return self.coordinator.add_app(self.principal(owner), project_id, BUILDER.build(filename, content))
 
     async def shared_project(self) -> tuple[str, str]:
         """A project of ada's with an app, which ben has joined with "slides", too; all is approved."""
@@ -276,7 +291,7 @@ async def served_world(
         store=store,
         artifacts=artifacts,
         hub=HubClient(f"{url}/hub/api", "token-of-the-service"),
-        builder=AppBuilder(frozenset({"numpy", "torch"})),
+        builder=BUILDER,
         sites=SITES,
         changes=changes,
         clock=tick,

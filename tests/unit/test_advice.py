@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import pytest
 
+from hub_service.apps import advice
 from hub_service.apps.build import AppBuilder
+from hub_service.apps.names import names_assigned_by
 from hub_service.domain.errors import Invalid
 from tests.fakes.notebooks import MEAN_CELLS, code, mean_notebook, notebook
 
@@ -43,6 +46,22 @@ def test_an_order_that_changes_nothing_is_not_mentioned() -> None:
     assert run_in_order([1, 2, 3, 4, 5, 6], "LIMIT = 1", "LIMIT = 2") == ()
     assert run_in_order([None] * 6, "LIMIT = 1", "LIMIT = 2") == ()
     assert run_in_order([4, 3, 2, 1, 6, 5], "A = 1", "def helper():\n    return A") == ()
+
+
+def test_many_cells_in_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell is looked into once, and not once for each other cell; the list of names ends somewhere."""
+    seen: list[ast.Module] = []
+
+    def counted(tree: ast.Module) -> frozenset[str]:
+        seen.append(tree)
+        return names_assigned_by(tree)
+
+    monkeypatch.setattr(advice, "names_assigned_by", counted)
+    more = [f"A{place} = B{place} = 1" for place in range(40)] * 2
+    found = run_in_order([*range(1, 5), *range(100, 20, -1)], *more)
+    assert len(seen) == 84
+    assert len(found) == 20
+    assert found[0].startswith("Cell 45 was run before cell 5, and both have to do with “A0”")
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,11 @@ def test_more_code_than_a_steward_can_read_is_refused():
         read_notebook(mean_notebook("x" * 300 * 1024), KNOWN)
 
 
+def test_more_cells_than_are_compared_are_refused():
+    with pytest.raises(TooLarge, match="at most 500"):
+        read_notebook(mean_notebook(*["x = 1"] * 500), KNOWN)
+
+
 def test_a_future_import_at_the_top_is_taken():
     assert read_notebook(federated("from __future__ import annotations", *MEAN_CELLS), KNOWN)
 

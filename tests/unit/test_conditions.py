@@ -213,7 +213,7 @@ async def test_withdrawing_reaches_run_server_and_node(federation: Federation, t
 async def test_one_more_character_asks_again(federation: Federation, told: Told) -> None:
     project_id, first, _ = await federation.ready_project()
     told.take()
-    federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"app 1 ")
+    federation.add_app(project_id, b"app 1 ")
     newest = federation.newest_hash(project_id)
     assert newest not in federation.coordinator.site_approvals(ANNA, first).fab_hashes
     assert federation.coordinator.home(STEWARDS["a"]).approvals[0].version == 2
@@ -323,7 +323,7 @@ class TestHistory:
         (first,) = federation.coordinator.approvals(STEWARDS["a"])
         assert federation.coordinator.last_approved(STEWARDS["a"], first) is None
         for content in (b"app 2", b"app 3"):
-            federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", content)
+            federation.add_app(project_id, content)
         newest = federation.coordinator.approvals(STEWARDS["a"])[0]
         found = federation.coordinator.last_approved(STEWARDS["a"], newest)
         assert found is not None

@@ -83,7 +83,7 @@ class TestProjects:
 class TestApps:
     def test_versions_are_numbered_and_newest_first(self, federation: Federation) -> None:
         project_id = federation.new_project(fab=b"one")
-        second = federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"two")
+        second = federation.add_app(project_id, b"two")
         assert (second.number, second.title, second.size) == (2, "lungs", 3)
         assert [one.number for one in federation.coordinator.project(ANNA, project_id).versions] == [2, 1]
         assert federation.artifacts.fab(second.fab_hash) == b"two"
@@ -91,7 +91,7 @@ class TestApps:
     def test_the_same_app_again_is_refused(self, federation: Federation) -> None:
         project_id = federation.new_project(fab=b"one")
         with pytest.raises(Conflict, match="version 1"):
-            federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"one")
+            federation.add_app(project_id, b"one")
 
     async def test_a_member_reads_the_cells_and_cannot_add(self, federation: Federation) -> None:
         project_id = federation.new_project()
@@ -100,7 +100,7 @@ class TestApps:
         assert review.cells[0].number == 3
         assert review.imports == ("torch",)
         with pytest.raises(Forbidden, match="owner"):
-            federation.coordinator.add_app(BERT, project_id, "x.ipynb", b"x")
+            federation.add_app(project_id, b"x", BERT)
 
     def test_an_unknown_version_is_not_found(self, federation: Federation) -> None:
         with pytest.raises(NotFound, match="version"):
@@ -317,7 +317,7 @@ class TestApprovals:
         participation_id = federation.join(project_id, ANNA)
         federation.decide(project_id, "a")
         first = federation.newest_hash(project_id)
-        federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"two")
+        federation.add_app(project_id, b"two")
         requests = federation.coordinator.approvals(STEWARDS["a"])
         assert [(one.version, one.state) for one in requests] == [
             (2, ApprovalState.WAITING),
@@ -752,7 +752,7 @@ class TestTenancy:
         ask = federation.coordinator
         calls = {
             "project": lambda one: ask.project(CARL, one),
-            "add_app": lambda one: ask.add_app(CARL, one, "x.ipynb", b"x"),
+            "add_app": lambda one: federation.add_app(one, b"x", CARL),
             "app_review": lambda one: ask.app_review(CARL, one, fab_hash),
             "decline": lambda one: ask.decline(CARL, one),
             "join": lambda one: ask.join(CARL, one, "scans"),

@@ -43,7 +43,7 @@ def test_the_services_disk(small: Path) -> None:
     filler = fill(small)
 
     with pytest.raises(Unavailable, match="cannot write to its disk") as refused:
-        federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", os.urandom(_MEGABYTE))
+        federation.add_app(project_id, os.urandom(_MEGABYTE))
     assert "disk is full" in refused.value.next_step
     with pytest.raises(Unavailable, match="cannot write"):
         federation.artifacts.put_model(model)
@@ -57,7 +57,7 @@ def test_the_services_disk(small: Path) -> None:
     assert federation.artifacts.fab(federation.newest_hash(project_id)) == b"app 1"
 
     filler.unlink()
-    federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"app 2")
+    federation.add_app(project_id, b"app 2")
     sha256, _ = federation.artifacts.put_model(model)
     assert federation.artifacts.model(sha256).read_bytes() == model.read_bytes()
     federation.coordinator.create_project(ANNA, "Another", "")
@@ -80,7 +80,7 @@ def test_a_backups_disk(small: Path, tmp_path: Path) -> None:
     store = SqlStore(f"sqlite:///{state / 'federation.db'}")
     federation = Federation(state, store=store)
     project_id = federation.new_project()
-    federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", os.urandom(6 * _MEGABYTE))
+    federation.add_app(project_id, os.urandom(6 * _MEGABYTE))
     with pytest.raises(Unavailable, match="No space left"):
         commands.run(["backup", str(small / "federation.tar")], {"FEDERATION_STATE_DIR": str(state)})
     assert list(small.iterdir()) == []

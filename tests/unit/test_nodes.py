@@ -199,7 +199,7 @@ class TestSupernodes:
         key = new_key()
         federation.coordinator.register_node(STEWARD, participation_id, key)
         first = federation.newest_hash(project_id)
-        federation.coordinator.add_app(ANNA, project_id, "lungs.ipynb", b"app 2")
+        federation.add_app(project_id, b"app 2")
         grant = federation.coordinator.node_grant(key)
         assert grant is not None
         assert grant.fab_hashes == frozenset({first})

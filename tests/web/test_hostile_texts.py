@@ -38,7 +38,7 @@ async def written(world: World, text: str, folder: Path) -> dict[str, str]:
     ada, sue, coordinator = world.principal("ada"), world.principal("sue"), world.coordinator
     project_id = coordinator.create_project(ada, text, f"{text}\n{text}").id
     content = notebook(f"{CELL}\n# {text}\nWORDS = {text!r}\n")
-    fab_hash = coordinator.add_app(ada, project_id, f"{text.replace('/', '')}.ipynb", content).fab_hash
+    fab_hash = world.add_file(project_id, f"{text.replace('/', '')}.ipynb", content).fab_hash
     await coordinator.invite(ada, project_id, "ben")
     for user, steward, site in (("ada", "norma", "north"), ("ben", "sue", "south")):
         coordinator.join(world.principal(user), project_id, "slides")
@@ -58,7 +58,7 @@ async def written(world: World, text: str, folder: Path) -> dict[str, str]:
     world.logs[run_id] = f"{text}\n".encode() * 3
     participation_id = world.participation(project_id, "ben")
     coordinator.report_client(world.principal("ben"), participation_id, ClientState.FAILED, text)
-    newer = coordinator.add_app(ada, project_id, "newer.ipynb", notebook(f"{CELL}# {text} again\n")).fab_hash
+    newer = world.add_file(project_id, "newer.ipynb", notebook(f"{CELL}# {text} again\n")).fab_hash
     coordinator.decide(sue, project_id, newer, "slides", "south", ApprovalState.REJECTED, reason=text)
     world.changes.announce(project_topic(project_id))
     return {"project_id": project_id, "fab_hash": fab_hash, "newer": newer, "run_id": run_id}

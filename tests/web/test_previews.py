@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from federator.contract import ApprovalState, Route
 
 from hub_service.domain.errors import Conflict
 from tests.fakes.notebooks import code, mean_notebook, notebook
-from tests.fakes.web_world import CELL, World, path
+from tests.fakes.web_world import BUILDER, CELL, World, path
+from tests.web.test_page_forms import token
 
 NEEDS = f'DEPENDENCIES = ["lifelines>=0.27"]\nimport lifelines\n{CELL}'
 EVERYTHING = {"flwr": "1.41.0", "lifelines": "0.30.0"}
@@ -56,8 +59,44 @@ async def test_a_build_stores_nothing_and_gives_all(world: World) -> None:
     async with world.api("ada") as api:
         assert (await api.get(path(Route.PROJECTS))).json() == []
     project_id = world.project()
-    version = world.coordinator.add_app(world.principal("ada"), project_id, "mean.ipynb", content)
+    version = world.add_file(project_id, "mean.ipynb", content)
     assert version.fab_hash == answer["fab_hash"], "a project's build is the same"
+
+
+async def test_a_build_that_takes_long_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder goes on only once somebody else was answered."""
+    started, answered = threading.Event(), threading.Event()
+    build_at_once = BUILDER.build
+
+    def build_late(*arguments: Any) -> Any:
+        started.set()
+        assert answered.wait(10), "others had to wait for the build"
+        return build_at_once(*arguments)
+
+    monkeypatch.setattr(BUILDER, "build", build_late)
+    uploads = {
+        path(Route.BUILD): 200,
+        path(Route.APPS, project_id=world.project()): 201,
+        "projects/new": 200,
+        f"projects/{world.project()}/apps": 200,
+    }
+    async with world.api("ada") as api, world.browser("ada") as ada:
+        await ada.get("")
+        for address, status in uploads.items():
+            started.clear()
+            answered.clear()
+            name, content = {"filename": "mean.ipynb"}, mean_notebook()
+            sending = (
+                api.post(address, params=name, content=content)
+                if address.startswith("api")
+                else ada.post(address, data=token(ada) | {"name": "Lungs"}, files={"app": ("mean.ipynb", content)})
+            )
+            async with asyncio.TaskGroup() as group:
+                upload = group.create_task(sending)
+                assert await asyncio.to_thread(started.wait, 10)
+                assert (await api.get(path(Route.PROJECTS))).status_code == 200
+                answered.set()
+            assert (await upload).status_code == status, address
 
 
 async def test_a_build_needs_a_name_and_ones_own_project(world: World) -> None:

@@ -37,7 +37,7 @@ async def test_there_is_no_other_file_to_get(world: World, name: str) -> None:
 
 def test_a_project_begins_with_one(world: World) -> None:
     ada = world.principal("ada")
-    version = world.coordinator.add_app(ada, world.project(), *world.coordinator.starter(ada, "tabular"))
+    version = world.add_file(world.project(), *world.coordinator.starter(ada, "tabular"))
     assert (version.title, version.source) == ("tabular", "notebook")
     with pytest.raises(NotFound, match="There is no starter"):
         world.coordinator.starter(ada, "../app")

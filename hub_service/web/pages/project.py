@@ -45,8 +45,8 @@ class VersionForm(UploadPage, ProjectFrame):
     async def post(self, project_id: str) -> None:
         try:
             await self.received()
-            app = self.file("app")
-            version = self.parts.coordinator.add_app(self.principal, project_id, *app)
+            built = await self.parts.coordinator.build_app(self.principal, project_id, *self.file("app"))
+            version = self.parts.coordinator.add_app(self.principal, project_id, built)
         except FederationError as error:
             if not hasattr(self, "principal"):
                 raise

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import PurePath
 
 from hub_service.domain.errors import FederationError, Invalid, TooLarge
+from hub_service.operations.builder import BuiltApp
 from hub_service.web.pages.base import PageHandler, Refusal, UploadPage
 from hub_service.web.schema import MAX_UPLOAD
 from hub_service.web.steps import Step, StepState
@@ -87,9 +88,9 @@ class NewProjectPage(UploadPage):
             if doing is Doing.BACK:
                 self._show_form(draft, None)
             elif doing is Doing.PREVIEW:
-                self._show_preview(draft)
+                self._show_preview(draft, await self._built(draft))
             else:
-                self._create(draft)
+                self._create(draft, await self._built(draft))
         except FederationError as error:
             if not hasattr(self, "principal"):
                 raise
@@ -127,16 +128,18 @@ class NewProjectPage(UploadPage):
         except binascii.Error:
             raise Invalid("The file did not come along unharmed.", "Choose it again.") from None
 
-    def _show_preview(self, draft: Draft) -> None:
-        preview = self.parts.coordinator.preview_app(self.principal, "", draft.filename, draft.content)
+    async def _built(self, draft: Draft) -> BuiltApp:
+        """Nothing is created for an app that cannot be built."""
+        return await self.parts.coordinator.build_app(self.principal, "", draft.filename, draft.content)
+
+    def _show_preview(self, draft: Draft, built: BuiltApp) -> None:
+        preview = self.parts.coordinator.preview_app(self.principal, "", built)
         draft = replace(draft, name=draft.name.strip() or PurePath(draft.filename).stem)
         self.render_page("new_project_preview.html", draft=draft, preview=preview, steps=form_steps(Doing.PREVIEW))
 
-    def _create(self, draft: Draft) -> None:
-        """Nothing is created for an app that cannot be built."""
-        self.parts.coordinator.preview_app(self.principal, "", draft.filename, draft.content)
+    def _create(self, draft: Draft, built: BuiltApp) -> None:
         project = self.parts.coordinator.create_project(self.principal, draft.name, draft.description)
-        self.parts.coordinator.add_app(self.principal, project.id, draft.filename, draft.content)
+        self.parts.coordinator.add_app(self.principal, project.id, built)
         self.go("projects", project.id, said="The project is created. Now take part with your data and invite others.")
 
 
