@@ -10,7 +10,10 @@ from enum import StrEnum
 from federator.contract import AppReview, Cell
 
 LONGEST_COMPARED = 3000
-"""Lines. Of two longer texts it is only said whether they differ: comparing them would hold up everybody else."""
+"""Lines. Of two longer texts it is only said whether they differ: comparing them takes too long."""
+
+MOST_COMPARED = 1_000_000
+"""Characters, in all. Once they are used up, it is the same for all further texts."""
 
 _CONTEXT = 3  # lines around a change
 
@@ -45,7 +48,9 @@ class Part:
         name: "cell 3", or a file's path.
         was: its name before, where that is another.
         before, after: the whole texts; "" where it is not there.
-        hunks: what differs, with some lines around; empty for SAME, and where the texts are too long to compare.
+        hunks: what differs, with some lines around; empty for SAME, where only the ends of lines have changed, and
+            where the texts were not compared.
+        compared: whether it has changed, and the texts are not too long.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Part:
     before: str
     after: str
     hunks: tuple[tuple[DiffLine, ...], ...]
+    compared: bool
 
     @property
     def added(self) -> int:
@@ -77,15 +83,32 @@ class Comparison:
 def compare(before: AppReview, after: AppReview) -> Comparison:
     """What changed from one version to the other. Cells are told apart by what they hold: numbers move."""
     old, new = frozenset(before.imports), frozenset(after.imports)
+    effort = _Effort()
+    old_files, new_files = ({one.path: one.text for one in version.files} for version in (before, after))
     return Comparison(
-        cells=tuple(_cells(before.cells, after.cells)),
-        files=tuple(_files({one.path: one.text for one in before.files}, {one.path: one.text for one in after.files})),
+        cells=tuple(_cells(before.cells, after.cells, effort)),
+        files=tuple(_files(old_files, new_files, effort)),
         imports_added=tuple(sorted(new - old)),
         imports_removed=tuple(sorted(old - new)),
     )
 
 
-def _cells(before: Sequence[Cell], after: Sequence[Cell]) -> list[Part]:
+class _Effort:
+    """What is left of MOST_COMPARED."""
+
+    def __init__(self) -> None:
+        self._left = MOST_COMPARED
+
+    def is_worth(self, before: str, after: str) -> bool:
+        """Whether to compare these two; what they take is then used up."""
+        size = len(before) + len(after)
+        if size > self._left or max(len(before.splitlines()), len(after.splitlines())) > LONGEST_COMPARED:
+            return False
+        self._left -= size
+        return True
+
+
+def _cells(before: Sequence[Cell], after: Sequence[Cell], effort: _Effort) -> list[Part]:
     """Cells that stayed keep their neighbours in step; between them, those that changed are paired in their order."""
     matcher = SequenceMatcher(None, [cell.source for cell in before], [cell.source for cell in after], autojunk=False)
     parts = []
@@ -100,6 +123,7 @@ def _cells(before: Sequence[Cell], after: Sequence[Cell]) -> list[Part]:
                     _cell_name(now),
                     None if was is None else was.source,
                     None if now is None else now.source,
+                    effort,
                 )
             )
     return parts
@@ -109,15 +133,15 @@ def _cell_name(cell: Cell | None) -> str:
     return "" if cell is None else f"cell {cell.number}"
 
 
-def _files(before: Mapping[str, str], after: Mapping[str, str]) -> list[Part]:
+def _files(before: Mapping[str, str], after: Mapping[str, str], effort: _Effort) -> list[Part]:
     gone = [path for path in before if path not in after]
     return [
-        _part(path if path in before else "", path if path in after else "", before.get(path), after.get(path))
+        _part(path if path in before else "", path if path in after else "", before.get(path), after.get(path), effort)
         for path in (*after, *gone)
     ]
 
 
-def _part(was: str, name: str, before: str | None, after: str | None) -> Part:
+def _part(was: str, name: str, before: str | None, after: str | None, effort: _Effort) -> Part:
     if before is None:
         change = Change.ADDED
     elif after is None:
@@ -125,13 +149,12 @@ def _part(was: str, name: str, before: str | None, after: str | None) -> Part:
     else:
         change = Change.SAME if before == after else Change.CHANGED
     old, new = before or "", after or ""
-    hunks = _hunks(old.splitlines(), new.splitlines()) if change is Change.CHANGED else ()
-    return Part(name or was, was if name and was and was != name else "", change, old, new, hunks)
+    compared = change is Change.CHANGED and effort.is_worth(old, new)
+    hunks = _hunks(old.splitlines(), new.splitlines()) if compared else ()
+    return Part(name or was, was if name and was and was != name else "", change, old, new, hunks, compared)
 
 
 def _hunks(before: Sequence[str], after: Sequence[str]) -> tuple[tuple[DiffLine, ...], ...]:
-    if max(len(before), len(after)) > LONGEST_COMPARED:
-        return ()
     groups = SequenceMatcher(None, before, after).get_grouped_opcodes(_CONTEXT)
     return tuple(tuple(_lines(group, before, after)) for group in groups)
 

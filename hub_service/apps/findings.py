@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,8 @@ DATA_FOLDER = "path"
 
 _DATA_KEY = "dataset-path"  # of `context.node_config`
 _LONGEST_CALL = 100  # characters shown of a call
+MOST_CALLS = 500  # named, in all
+MOST_LOOKED_THROUGH = 1_000_000  # characters, in all; a notebook's cells are never as many
 
 
 class Origin(StrEnum):
@@ -69,13 +72,15 @@ class Findings:
     """Attributes:
     files: calls that open files or folders.
     others: calls that start programs, run text as code or read the environment.
-    unread: places that are no Python that can be read here.
+    unread: places that are no Python that can be read here, or that are too long.
+    more: how many calls there are besides the first MOST_CALLS, which are named.
     """
 
     imports: tuple[ImportFinding, ...]
     files: tuple[CallFinding, ...]
     others: tuple[CallFinding, ...]
     unread: tuple[str, ...]
+    more: int
 
 
 _NETWORK = "can open network connections"
@@ -165,21 +170,30 @@ def find(review: AppReview, installed: Collection[str] | None) -> Findings:
     calls: list[CallFinding] = []
     unread = []
     names = _Names()
+    characters = more = 0
     for place, source in sources:
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError):
+        characters += len(source)
+        if characters > MOST_LOOKED_THROUGH:
             unread.append(place)
             continue
         if not review.cells:
             names = _Names()  # cells are one module
-        names.learn(tree)
-        calls += _calls(tree, place, names)
+        try:
+            tree = ast.parse(source)
+            names.learn(tree)
+            found = _worth_a_look(tree, names)
+            named = found[: MOST_CALLS - len(calls)]
+            calls += [_finding(call, what, place, names) for call, what in named]
+        except (SyntaxError, ValueError, RecursionError):
+            unread.append(place)
+        else:
+            more += len(found) - len(named)
     return Findings(
         imports=tuple(_import(module, installed) for module in review.imports),
         files=tuple(one for one in calls if one.what in _FILE_WORDS),
         others=tuple(one for one in calls if one.what not in _FILE_WORDS),
         unread=tuple(unread),
+        more=more,
     )
 
 
@@ -216,17 +230,24 @@ class _Names:
                     self._imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
             elif isinstance(node, ast.FunctionDef) and node.name == "load_data" and node.args.args:
                 self._of_data.add(node.args.args[0].arg)
-        while self._spread(tree):
-            pass
+        self._spread(tree)
 
-    def _spread(self, tree: ast.Module) -> bool:
-        """One step from names of the dataset's folder to those that are made from them; whether there was one."""
-        before = len(self._of_data)
+    def _spread(self, tree: ast.Module) -> None:
+        """From names of the dataset's folder to those that are made from them. Each binding counts once."""
+        made_from: defaultdict[str, list[set[str]]] = defaultdict(list)
         for node in ast.walk(tree):
             for target, value in _bindings(node):
+                made = _names_in(target)
                 if self.is_data(value):
-                    self._of_data.update(one.id for one in ast.walk(target) if isinstance(one, ast.Name))
-        return len(self._of_data) > before
+                    self._of_data |= made
+                for name in _names_in(value):
+                    made_from[name].append(made)
+        waiting = list(self._of_data)
+        while waiting:
+            for made in made_from.pop(waiting.pop(), ()):
+                waiting += made - self._of_data
+                self._of_data |= made
+                made.clear()  # done, whatever else it is made from
 
     def is_data(self, expression: ast.expr) -> bool:
         """Whether the expression is made from the dataset's folder, as far as its names say."""
@@ -247,6 +268,10 @@ class _Names:
         return ".".join([self._imported.get(function.id, function.id), *reversed(parts)])
 
 
+def _names_in(expression: ast.expr) -> set[str]:
+    return {one.id for one in ast.walk(expression) if isinstance(one, ast.Name)}
+
+
 def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
     """What a statement binds, and from what."""
     if isinstance(node, ast.Assign):
@@ -259,16 +284,16 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
         yield node.optional_vars, node.context_expr
 
 
-def _calls(tree: ast.Module, place: str, names: _Names) -> list[CallFinding]:
+def _worth_a_look(tree: ast.Module, names: _Names) -> list[tuple[ast.Call, str]]:
+    """Calls in the order of the text, each with what it does."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     calls.sort(key=lambda call: (call.lineno, call.col_offset))
-    found = []
-    for call in calls:
-        what = _what(call, names)
-        if what:
-            code = textwrap.shorten(ast.unparse(call), _LONGEST_CALL, placeholder=" …")
-            found.append(CallFinding(place, call.lineno, code, what, _reach(call, names)))
-    return found
+    return [(call, what) for call in calls if (what := _what(call, names))]
+
+
+def _finding(call: ast.Call, what: str, place: str, names: _Names) -> CallFinding:
+    code = textwrap.shorten(ast.unparse(call), _LONGEST_CALL, placeholder=" …")
+    return CallFinding(place, call.lineno, code, what, _reach(call, names))
 
 
 def _what(call: ast.Call, names: _Names) -> str:

@@ -8,18 +8,20 @@ from markupsafe import Markup, escape
 from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
 from pygments.token import STANDARD_TYPES, Token  # type: ignore[import-untyped]
 
-_LONGEST = 200_000
-"""Characters. Longer texts are shown without colours: colouring them would hold up everybody else."""
+MOST_COLOURED = 400_000
+"""Characters on one page. Longer texts are shown without colours: colouring them takes seconds."""
 
 _PLAIN = frozenset({"", "n", "p", "o", "w", "esc"})
 
 
-@lru_cache(maxsize=64)
-def python_lines(text: str) -> tuple[Markup, ...]:
+def python_lines(text: str, coloured: bool = True) -> tuple[Markup, ...]:
     """Each line of the code, escaped. As many lines as `str.splitlines` gives, whatever the lexer makes of it."""
+    return _coloured_lines(text) if coloured else tuple(escape(line) for line in text.splitlines())
+
+
+@lru_cache(maxsize=64)
+def _coloured_lines(text: str) -> tuple[Markup, ...]:
     plain = text.splitlines()
-    if len(text) > _LONGEST:
-        return tuple(escape(line) for line in plain)
     # What is a line's end for `str.splitlines` alone would put the lexer's lines out of step.
     return tuple(_coloured("\n".join(plain), len(plain)))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from federator.contract import AppReview, AppVersion, Cell, SourceFile
 
+from hub_service.apps import comparing
 from hub_service.apps.comparing import LONGEST_COMPARED, Change, compare
 from hub_service.web.highlight import python_lines
 
@@ -79,7 +80,20 @@ def test_texts_that_are_too_long_are_only_said_to_differ() -> None:
     long = "x = 1\n" * (LONGEST_COMPARED + 1)
     before = replace(BEFORE, cells=(Cell(1, long),))
     (part,) = compare(before, replace(BEFORE, cells=(Cell(1, long + "y = 2"),))).cells
-    assert (part.change, part.hunks) == (Change.CHANGED, ())
+    assert (part.change, part.hunks, part.compared) == (Change.CHANGED, (), False)
+
+
+def test_many_texts_are_compared_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "MOST_COMPARED", 70)
+    cells = tuple(Cell(place, f"x = {place:010}") for place in range(4))
+    after = replace(BEFORE, cells=tuple(replace(one, source=one.source + "0") for one in cells))
+    assert [one.compared for one in compare(replace(BEFORE, cells=cells), after).cells] == [True, True, False, False]
+
+
+def test_ends_of_lines_that_changed_are_told_from_texts_that_are_too_long() -> None:
+    before = replace(BEFORE, files=(SourceFile("app/a.py", "x = 1\ny = 2\n"),))
+    (part,) = compare(before, replace(before, files=(SourceFile("app/a.py", "x = 1\r\ny = 2"),))).files
+    assert (part.change, part.hunks, part.compared) == (Change.CHANGED, (), True)
 
 
 class TestColours:
@@ -96,5 +110,5 @@ class TestColours:
         lines = python_lines(text)
         assert len(lines) == len(text.splitlines())
 
-    def test_long_texts_go_without(self) -> None:
-        assert python_lines("<x>\n" * 60_000)[0] == "&lt;x&gt;"
+    def test_a_page_may_go_without(self) -> None:
+        assert python_lines("<x> = 1\n", coloured=False) == ("&lt;x&gt; = 1",)

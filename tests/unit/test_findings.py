@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+
 import pytest
 from federator.contract import AppReview, AppVersion, Cell, SourceFile
 
-from hub_service.apps.findings import CallFinding, Origin, Reach, find
+from hub_service.apps import findings
+from hub_service.apps.findings import MOST_CALLS, MOST_LOOKED_THROUGH, CallFinding, Origin, Reach, find
 
 VERSION = AppVersion(1, "f" * 64, "lungs", "notebook", "anna", "2026-11-23T12:00:00+00:00", 100)
 
@@ -113,3 +117,35 @@ def test_long_calls_are_shortened_and_ordinary_ones_are_not_named() -> None:
     (found,) = files_in(f"open('{'x ' * 200}')")
     assert len(found.code) <= 100
     assert files_in("model(x)\nf()()\nd['open']('x')\nself.open = 1") == []
+
+
+def test_names_are_followed_without_looking_at_the_text_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is made from the one in the next line, which was looked at once for every line."""
+    walked = 0
+
+    def counted(node: ast.AST) -> Iterator[ast.AST]:
+        nonlocal walked
+        for one in ast_walk(node):
+            walked += 1
+            yield one
+
+    ast_walk = ast.walk
+    monkeypatch.setattr(findings.ast, "walk", counted)
+    names = "\n".join(f"a{place + 1} = a{place}" for place in reversed(range(300)))
+    (found,) = files_in(f"{names}\nopen(a300)\ndef load_data(path):\n    a0, b = path, 1\n")
+    assert found.reach is Reach.DATASET
+    assert walked < 20_000
+
+
+def test_what_is_too_much_is_said_and_not_looked_at() -> None:
+    found = find(review("\n".join(f"open('{place}')" for place in range(MOST_CALLS + 7)), "eval('1')"), None)
+    assert (len(found.files), len(found.others), found.more) == (MOST_CALLS, 0, 8)
+    files = (SourceFile("a.py", "#" * MOST_LOOKED_THROUGH), SourceFile("b.py", "open('x')"))
+    long = find(AppReview(VERSION, (), files, ()), None)
+    assert (long.files, long.unread) == ((), ("b.py",))
+
+
+def test_a_call_that_is_nested_too_deeply_is_not_read() -> None:
+    found = find(review(f"open(x{'.a' * 350})", "open('x')"), None)
+    assert found.unread == ("cell 2",)
+    assert [one.place for one in found.files] == ["cell 3"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from federator.contract import ANY_LENGTH, ApprovalState, Conditions, DeclaredOutput
+from federator.contract import ANY_LENGTH, ApprovalState, Conditions, DeclaredOutput, Route
 
+from hub_service.apps.findings import find
+from hub_service.web.pages import approvals, base
 from hub_service.web.pages.approvals import Output, _most_bytes
 from tests.fakes import web_world
 from tests.fakes.hub import STEWARD, FakeHub
-from tests.fakes.web_world import CELL, World, served_world
+from tests.fakes.web_world import CELL, World, path, served_world
 from tests.web.test_page_forms import alerts, token
 
 HOSTILE = CELL.replace(
@@ -89,6 +94,47 @@ async def test_what_changed_is_shown_against_the_version_approved_last(world: Wo
     assert "def train" not in page.split("What it imports")[0].split("1 file")[0]
     assert "All files of the app" in full
     assert first[:12] not in full
+
+
+async def test_an_app_that_is_too_much_for_a_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page leaves out it names, and it says where that can be read."""
+    project_id, _ = await world.shared_project()
+    second = world.add_app(project_id, source=CELL + "\nmore = 1\n")
+    monkeypatch.setattr(base, "MOST_SHOWN", 1000)
+    monkeypatch.setattr(approvals, "MOST_COLOURED", 1000)
+    api = path(Route.APP, project_id=project_id, fab_hash=second)
+    everything = f'href="/services/federation/{api}"'
+    async with world.browser("sue") as sue:
+        page = await sue.get(address(project_id, second) + "?show=all")
+        assert everything in page.text
+        assert "Not shown: too much for this page" in words(page)
+        assert '<span class="k">def</span>' not in page.text
+        assert "federated_model/notebook.py" in (await sue.get(api)).text
+    async with world.browser("ada") as ada:
+        assert everything in (await ada.get(f"projects/{project_id}/apps/{second}")).text
+    monkeypatch.undo()
+    async with world.browser("sue") as sue:
+        page = await sue.get(address(project_id, second) + "?show=all")
+        assert everything not in page.text
+        assert '<span class="k">def</span>' in page.text
+
+
+async def test_a_review_that_takes_long_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    project_id, first = await world.shared_project()
+    started, answered = threading.Event(), threading.Event()
+
+    def find_late(*arguments: Any) -> Any:
+        started.set()
+        assert answered.wait(10), "others had to wait for the review"
+        return find(*arguments)
+
+    monkeypatch.setattr(approvals, "find", find_late)
+    async with world.browser("sue") as sue, world.api("ada") as api, asyncio.TaskGroup() as group:
+        reading = group.create_task(sue.get(address(project_id, first)))
+        assert await asyncio.to_thread(started.wait, 10)
+        assert (await api.get(path(Route.PROJECTS))).status_code == 200
+        answered.set()
+        assert (await reading).status_code == 200
 
 
 async def test_somebody_elses_approval_is_named(world: World) -> None:

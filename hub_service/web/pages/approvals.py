@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections import defaultdict
@@ -25,6 +26,7 @@ from hub_service.apps.findings import find
 from hub_service.domain import policy
 from hub_service.domain.errors import FederationError, Invalid, NotFound
 from hub_service.views import SiteNode
+from hub_service.web.highlight import MOST_COLOURED
 from hub_service.web.pages.base import PageHandler, Refusal
 from hub_service.web.schema import parse_time
 
@@ -44,8 +46,8 @@ class ApprovalsPage(PageHandler):
 
 
 class ReviewPage(PageHandler):
-    def get(self, *asked: str) -> None:
-        self._show(self._find(asked), None)
+    async def get(self, *asked: str) -> None:
+        await self._show(self._find(asked), None)
 
     def _find(self, asked: tuple[str, ...]) -> ApprovalRequest:
         for one in self.parts.coordinator.approvals(self.principal):
@@ -59,23 +61,25 @@ class ReviewPage(PageHandler):
         asked = (request.project_id, request.site, request.dataset)
         return next((one for one in nodes if (one.project_id, one.site, one.dataset) == asked), None)
 
-    def _show(self, request: ApprovalRequest, refusal: Refusal | None) -> None:
+    async def _show(self, request: ApprovalRequest, refusal: Refusal | None) -> None:
         site = self.my_site()
         coordinator = self.parts.coordinator
         review = coordinator.app_review(self.principal, request.project_id, request.fab_hash)
         installed = coordinator.site_modules(self.principal, request.site)
+        earlier, before = coordinator.last_approved(self.principal, request) or (None, None)
         outputs = tuple(Output.of(one) for one in review.outputs)
-        self.render_page(
+        await self.render_code(
             "review.html",
+            review.files,
             request=request,
             review=review,
-            findings=find(review, installed),
+            **await asyncio.to_thread(_read, review, before, installed),
+            earlier=earlier,
             unknown_origin=installed is None,
             outputs=outputs,
             declared_bytes=_most_bytes(outputs),
             decisions=coordinator.decisions(self.principal, request.project_id, request.site),
             full=self.get_query_argument("show", "") == "all",
-            **self._changes(request, review),
             refusal=refusal,
             kept=refusal.kept if refusal else {},
             site_title=site.title if site is not None and site.slug == request.site else request.site,
@@ -83,21 +87,7 @@ class ReviewPage(PageHandler):
             node=self._node(request),
         )
 
-    def _changes(self, request: ApprovalRequest, review: AppReview) -> dict[str, Any]:
-        """What differs from the version last approved at this site and dataset, where there is one."""
-        found = self.parts.coordinator.last_approved(self.principal, request)
-        if found is None:
-            return {"earlier": None, "comparison": None, "changed_cells": (), "changed_files": ()}
-        earlier, before = found
-        comparison = compare(before, review)
-        return {
-            "earlier": earlier,
-            "comparison": comparison,
-            "changed_cells": [one for one in comparison.cells if one.change is not Change.SAME],
-            "changed_files": [one for one in comparison.files if one.change is not Change.SAME],
-        }
-
-    def post(self, *path: str) -> None:
+    async def post(self, *path: str) -> None:
         asked = self._find(path)
         kept = {name: self.field(name) for name in ("reason", "expires", "rounds", "largest", "only_members")}
         try:
@@ -115,7 +105,7 @@ class ReviewPage(PageHandler):
         except NotFound:
             raise
         except FederationError as error:
-            self._show(asked, self.refuse("decision", error, **kept))
+            await self._show(asked, self.refuse("decision", error, **kept))
             return
         words = {
             ApprovalState.APPROVED_ONCE: "waits for a second data steward",
@@ -138,6 +128,22 @@ class ReviewPage(PageHandler):
             largest_message=_bytes(kept["largest"]) if kept["largest"].strip() else None,
             members=tuple(self.get_body_arguments("member", strip=False)) if kept["only_members"] else None,
         )
+
+
+def _read(review: AppReview, before: AppReview | None, installed: frozenset[str] | None) -> dict[str, Any]:
+    """What takes long for a large app: to look through it, and what differs from the version approved last, if any."""
+    comparison = None if before is None else compare(before, review)
+    changed_cells = [one for one in comparison.cells if one.change is not Change.SAME] if comparison else []
+    changed_files = [one for one in comparison.files if one.change is not Change.SAME] if comparison else []
+    texts = [cell.source for cell in review.cells] + [file.text for file in review.files]
+    texts += [part.before for part in changed_cells + changed_files]
+    return {
+        "findings": find(review, installed),
+        "comparison": comparison,
+        "changed_cells": changed_cells,
+        "changed_files": changed_files,
+        "coloured": sum(map(len, texts)) <= MOST_COLOURED,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from federator import logs
-from federator.contract import Problem, Site
+from federator.contract import Problem, Site, SourceFile
 from tornado.escape import json_encode
 from tornado.httputil import HTTPInputError, parse_body_arguments
 from tornado.web import HTTPError
@@ -23,6 +24,8 @@ from hub_service.web.hub_address import hub_address
 from hub_service.web.schema import MAX_BODY
 
 _FLASH = "federation-flash"
+MOST_SHOWN = 4_000_000  # characters of an app's files on one page
+_LINE = 50  # characters that a line takes besides its own
 _LONGEST_SAID = 600  # characters; a browser drops a cookie of more than 4 KB
 
 
@@ -35,12 +38,34 @@ class Refusal:
     kept: Mapping[str, str] = field(default_factory=dict)
 
 
+def left_out(files: Iterable[SourceFile]) -> frozenset[str]:
+    """Paths of the files that a page which shows the others has no room for."""
+    left, too_much = MOST_SHOWN, set()
+    for file in files:
+        size = len(file.text) + _LINE * file.text.count("\n")
+        if size > left:
+            too_much.add(file.path)
+        else:
+            left -= size
+    return frozenset(too_much)
+
+
 class PageHandler(Answering, PageIdentity):
     """A page. Forms are posted and answered by a redirect, or shown again with the message."""
 
     def render_page(self, name: str, **values: Any) -> None:
         self.set_header("Content-Type", "text/html; charset=UTF-8")
         self.finish(self.parts.templates.render(name, {**self.frame(), **values}))
+
+    async def render_code(self, name: str, files: Iterable[SourceFile], **values: Any) -> None:
+        """As `render_page`, for a page with an app's files: in a thread, for they may be long.
+
+        The template's `left_out` has the paths of those that are too much for a page.
+        """
+        given = {**self.frame(), **values, "left_out": left_out(files)}
+        page = await asyncio.to_thread(self.parts.templates.render, name, given)
+        self.set_header("Content-Type", "text/html; charset=UTF-8")
+        self.finish(page)
 
     def frame(self) -> dict[str, Any]:
         """What the frame around every page shows. `principal` is missing where the error came before the login."""

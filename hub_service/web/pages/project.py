@@ -177,13 +177,13 @@ class DeletePage(PageHandler):
 class VersionPage(PageHandler):
     """Everything in an app version, for the project's members."""
 
-    def get(self, project_id: str, fab_hash: str) -> None:
+    async def get(self, project_id: str, fab_hash: str) -> None:
         review = self.parts.coordinator.app_review(self.principal, project_id, fab_hash)
         try:
             project = self.parts.coordinator.project(self.principal, project_id)
         except (NotFound, Forbidden):
             project = None  # a steward of a site that was asked, who is no member
-        self.render_page("version.html", review=review, project=project)
+        await self.render_code("version.html", review.files, review=review, project=project, project_id=project_id)
 
 
 _PROJECT = r"projects/(?P<project_id>[^/]+)"

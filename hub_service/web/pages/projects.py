@@ -88,7 +88,7 @@ class NewProjectPage(UploadPage):
             if doing is Doing.BACK:
                 self._show_form(draft, None)
             elif doing is Doing.PREVIEW:
-                self._show_preview(draft, await self._built(draft))
+                await self._show_preview(draft, await self._built(draft))
             else:
                 self._create(draft, await self._built(draft))
         except FederationError as error:
@@ -132,10 +132,11 @@ class NewProjectPage(UploadPage):
         """Nothing is created for an app that cannot be built."""
         return await self.parts.coordinator.build_app(self.principal, "", draft.filename, draft.content)
 
-    def _show_preview(self, draft: Draft, built: BuiltApp) -> None:
+    async def _show_preview(self, draft: Draft, built: BuiltApp) -> None:
         preview = self.parts.coordinator.preview_app(self.principal, "", built)
         draft = replace(draft, name=draft.name.strip() or PurePath(draft.filename).stem)
-        self.render_page("new_project_preview.html", draft=draft, preview=preview, steps=form_steps(Doing.PREVIEW))
+        steps = form_steps(Doing.PREVIEW)
+        await self.render_code("new_project_preview.html", preview.files, draft=draft, preview=preview, steps=steps)
 
     def _create(self, draft: Draft, built: BuiltApp) -> None:
         project = self.parts.coordinator.create_project(self.principal, draft.name, draft.description)
