@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 # Terminal colours, and characters that no reader sees but a terminal obeys.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# The text is another's, and as long as they like: from no place does a pattern read on to the end and find nothing.
 _ADDRESS = re.compile(
-    r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+"  # any URL
+    r"[a-z][a-z0-9+.-]{0,20}://[^\s'\"<>]+"  # any URL
     r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"
     r"|\[?(?<![\w:])(?:[0-9a-f]{1,4}:){4,7}[0-9a-f]{1,4}\]?(?::\d+)?"
     r"|\[::1?\](?::\d+)?"
@@ -16,7 +17,7 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
-    r"\beyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?"
+    r"(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?"
     r"|\b[0-9a-fA-F]{32,}\b"
     r"|(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9_-]{40,}(?![\w-])"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -163,7 +164,9 @@ class RunOperations(Operations):
         """What the run's ServerApp has printed behind a place in its log, for the project's members."""
         run, _ = self._enter_run(principal, Action.SEE_RUNS, run_id)
         piece = await self._serverapp_log(run.project_id, run.id, after)
-        text = cleaned(piece.data.decode("utf-8", errors="replace"), partial(with_site_names, run))
+        text = await asyncio.to_thread(
+            cleaned, piece.data.decode("utf-8", errors="replace"), partial(with_site_names, run)
+        )
         return RunLog(text, piece.start, piece.end)
 
 
