@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from federator.contract import AppReview, Cell
 
+from hub_service.apps.lines import lines_of
+
 LONGEST_COMPARED = 3000
 """Lines. Of two longer texts it is only said whether they differ: comparing them takes too long."""
 
@@ -102,7 +104,7 @@ class _Effort:
     def is_worth(self, before: str, after: str) -> bool:
         """Whether to compare these two; what they take is then used up."""
         size = len(before) + len(after)
-        if size > self._left or max(len(before.splitlines()), len(after.splitlines())) > LONGEST_COMPARED:
+        if size > self._left or max(len(lines_of(before)), len(lines_of(after))) > LONGEST_COMPARED:
             return False
         self._left -= size
         return True
@@ -150,7 +152,7 @@ def _part(was: str, name: str, before: str | None, after: str | None, effort: _E
         change = Change.SAME if before == after else Change.CHANGED
     old, new = before or "", after or ""
     compared = change is Change.CHANGED and effort.is_worth(old, new)
-    hunks = _hunks(old.splitlines(), new.splitlines()) if compared else ()
+    hunks = _hunks(lines_of(old), lines_of(new)) if compared else ()
     return Part(name or was, was if name and was and was != name else "", change, old, new, hunks, compared)
 
 

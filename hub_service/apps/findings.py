@@ -16,6 +16,8 @@ from enum import StrEnum
 
 from federator.contract import AppReview
 
+from hub_service.apps.lines import is_all_seen, lines_of, visible
+
 DATA_FOLDER = "path"
 """The parameter of `load_data` that is the dataset's folder."""
 
@@ -51,12 +53,12 @@ class ImportFinding:
 
 @dataclass(frozen=True, slots=True)
 class CallFinding:
-    """One call worth a look.
+    """One call worth a look, or one line.
 
     Attributes:
         place: "cell 3", or a file's path.
         line: within it, from 1.
-        code: the call, shortened.
+        code: the call or the line, shortened.
         what: in words.
     """
 
@@ -71,9 +73,9 @@ class CallFinding:
 class Findings:
     """Attributes:
     files: calls that open files or folders.
-    others: calls that start programs, run text as code or read the environment.
+    others: calls that start programs, run text as code or read the environment; and lines with unseen characters.
     unread: places that are no Python that can be read here, or that are too long.
-    more: how many calls there are besides the first MOST_CALLS, which are named.
+    more: how many there are besides the first MOST_CALLS, which are named.
     """
 
     imports: tuple[ImportFinding, ...]
@@ -178,6 +180,10 @@ def find(review: AppReview, installed: Collection[str] | None) -> Findings:
             continue
         if not review.cells:
             names = _Names()  # cells are one module
+        unseen = _unseen(source, place)
+        named_lines = unseen[: MOST_CALLS - len(calls)]
+        calls += named_lines
+        more += len(unseen) - len(named_lines)
         try:
             tree = ast.parse(source)
             names.learn(tree)
@@ -291,9 +297,20 @@ def _worth_a_look(tree: ast.Module, names: _Names) -> list[tuple[ast.Call, str]]
     return [(call, what) for call in calls if (what := _what(call, names))]
 
 
+def _unseen(source: str, place: str) -> list[CallFinding]:
+    return [
+        CallFinding(place, number, _shortened(line), "holds a character that is not seen", Reach.UNCLEAR)
+        for number, line in enumerate(lines_of(source), 1)
+        if not is_all_seen(line)
+    ]
+
+
+def _shortened(code: str) -> str:
+    return textwrap.shorten(visible(code), _LONGEST_CALL, placeholder=" …")
+
+
 def _finding(call: ast.Call, what: str, place: str, names: _Names) -> CallFinding:
-    code = textwrap.shorten(ast.unparse(call), _LONGEST_CALL, placeholder=" …")
-    return CallFinding(place, call.lineno, code, what, _reach(call, names))
+    return CallFinding(place, call.lineno, _shortened(ast.unparse(call)), what, _reach(call, names))
 
 
 def _what(call: ast.Call, names: _Names) -> str:

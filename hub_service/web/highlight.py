@@ -8,21 +8,27 @@ from markupsafe import Markup, escape
 from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
 from pygments.token import STANDARD_TYPES, Token  # type: ignore[import-untyped]
 
+from hub_service.apps.lines import lines_of, visible
+
 MOST_COLOURED = 400_000
 """Characters on one page. Longer texts are shown without colours: colouring them takes seconds."""
 
 _PLAIN = frozenset({"", "n", "p", "o", "w", "esc"})
 
 
+def plain_lines(text: str) -> list[str]:
+    """Each line of a text, with every character in sight."""
+    return [visible(line) for line in lines_of(text)]
+
+
 def python_lines(text: str, coloured: bool = True) -> tuple[Markup, ...]:
-    """Each line of the code, escaped. As many lines as `str.splitlines` gives, whatever the lexer makes of it."""
-    return _coloured_lines(text) if coloured else tuple(escape(line) for line in text.splitlines())
+    """Each line of the code, escaped. As many lines as `lines_of` gives, whatever the lexer makes of it."""
+    return _coloured_lines(text) if coloured else tuple(escape(line) for line in plain_lines(text))
 
 
 @lru_cache(maxsize=64)
 def _coloured_lines(text: str) -> tuple[Markup, ...]:
-    plain = text.splitlines()
-    # What is a line's end for `str.splitlines` alone would put the lexer's lines out of step.
+    plain = plain_lines(text)
     return tuple(_coloured("\n".join(plain), len(plain)))
 
 

@@ -12,7 +12,8 @@ from federator.contract import ApprovalState, ClientState, MemberState, RunStatu
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hub_service.web.highlight import python_lines
+from hub_service.apps.lines import visible
+from hub_service.web.highlight import plain_lines, python_lines
 from hub_service.web.steps import StepState, current
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -86,7 +87,7 @@ class Templates:
         self._environment.globals.update(current_step=current)
         self._environment.filters.update(when=when, size=size, percent=percent, time_left=time_left)
         self._environment.filters.update(duration=duration, capitalize_first=capitalize_first)
-        self._environment.filters.update(python_lines=python_lines, plain_lines=str.splitlines)
+        self._environment.filters.update(python_lines=python_lines, plain_lines=plain_lines, visible=visible)
 
     def url(self, *parts: str) -> str:
         """An address below the prefix. Each part is one segment, whatever is in it."""

@@ -100,15 +100,32 @@ class TestColours:
     def test_every_line_is_escaped_and_has_its_number(self) -> None:
         text = 'x = "<b>" # </code>\n"""one\n<script>\n"""\n\n'
         lines = python_lines(text)
-        assert len(lines) == len(text.splitlines())
+        assert len(lines) == 5
         assert '<span class="s2">&lt;b&gt;</span>' in lines[0]
         assert "&lt;script&gt;" in lines[2]
         assert not any("<script" in line or "</code" in line for line in lines)
 
-    @pytest.mark.parametrize("text", ["", "\n", "a\x0cb\r\nc", "def (", "\u2028x = 1", "'''never closed\n\n\n"])
-    def test_lines_are_those_of_the_text(self, text: str) -> None:
-        lines = python_lines(text)
-        assert len(lines) == len(text.splitlines())
+    @pytest.mark.parametrize(
+        ("text", "count"),
+        [
+            ("", 0),
+            ("\n", 1),
+            ("a\x0cb\r\nc", 2),
+            ("def (", 1),
+            ("\u2028x = 1", 1),
+            ("'''never closed\n\n\n", 3),
+        ],
+    )
+    def test_lines_are_those_that_python_counts(self, text: str, count: int) -> None:
+        assert len(python_lines(text)) == len(python_lines(text, coloured=False)) == count
+
+    def test_every_character_is_in_sight(self) -> None:
+        """What turns the direction of writing makes a comment look like code (CVE-2021-42574)."""
+        text = "if admin: #\u202e } \u2066begin\u2069\u200b\u2028 x"
+        seen = "if admin: #[U+202E] } [U+2066]begin[U+2069][U+200B][U+2028] x"
+        assert [line.striptags() for line in python_lines(text)] == [seen]
+        assert python_lines(text, coloured=False) == (seen,)
+        assert python_lines("größe = 1 # Ω, 中, 😀, שלום", coloured=False) == ("größe = 1 # Ω, 中, 😀, שלום",)
 
     def test_a_page_may_go_without(self) -> None:
         assert python_lines("<x> = 1\n", coloured=False) == ("&lt;x&gt; = 1",)

@@ -149,3 +149,12 @@ def test_a_call_that_is_nested_too_deeply_is_not_read() -> None:
     found = find(review(f"open(x{'.a' * 350})", "open('x')"), None)
     assert found.unread == ("cell 2",)
     assert [one.place for one in found.files] == ["cell 3"]
+
+
+def test_characters_that_nobody_sees_are_pointed_at() -> None:
+    found = find(review("x = 1\ny = 2 # \u202e } \u2066if admin\u2069", "open('a\u200bb')"), None)
+    assert [(one.place, one.line, one.what, one.code) for one in found.others] == [
+        ("cell 2", 2, "holds a character that is not seen", "y = 2 # [U+202E] } [U+2066]if admin[U+2069]"),
+        ("cell 3", 1, "holds a character that is not seen", "open('a[U+200B]b')"),
+    ]
+    assert find(review("# größe, 中, שלום, 😀\nif x:\n\tx = 1"), None).others == ()

@@ -119,6 +119,23 @@ async def test_an_app_that_is_too_much_for_a_page(world: World, monkeypatch: pyt
         assert '<span class="k">def</span>' in page.text
 
 
+async def test_no_page_shows_code_in_another_order_than_it_runs(world: World) -> None:
+    """Trojan Source, CVE-2021-42574: marks of the direction of writing, in a cell and in a text file."""
+    project_id, _ = await world.shared_project()
+    turned = world.add_app(project_id, source=f"{CELL}\nCONFIG = {{'note': 'x\u202ey'}}  # \u2066\n")
+    async with world.browser("sue") as sue, world.browser("ada") as ada:
+        review = address(project_id, turned)
+        pages = [
+            await sue.get(review),
+            await sue.get(f"{review}?show=all"),
+            await ada.get(f"projects/{project_id}/apps/{turned}"),
+        ]
+    for page in pages:
+        assert "[U+202E]" in page.text
+        assert not {"\u202e", "\u2066"} & set(page.text)
+    assert "Cell 2, line 14 holds a character that is not seen" in words(pages[0])
+
+
 async def test_a_review_that_takes_long_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     project_id, first = await world.shared_project()
     started, answered = threading.Event(), threading.Event()
