@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -117,23 +118,63 @@ async def test_the_curve_is_drawn_and_the_result_follows_without_a_reload(
         await expect(page.locator("h1")).to_have_text("404 : Not Found")
 
 
-async def test_a_stream_that_is_refused_for_good_brings_a_fresh_page(world: World, visit: Visit) -> None:
+async def test_a_page_stays_while_the_service_restarts(world: World, visit: Visit) -> None:
+    """What was typed is still there, and the page is live again once the service is back."""
     project_id, _ = await world.shared_project()
+    asked: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        if route.request.is_navigation_request():
+            await route.continue_()
+            return
+        asked.append(route.request.resource_type)
+        await route.fulfill(status=503, content_type="text/html", body="Service Unavailable")
+
     async with visit.page("ada") as page:
-        refused = []
+        await page.route(f"**/projects/{project_id}*", refuse)
+        await page.route(f"**/projects/{project_id}/events*", refuse)
+        await page.goto(f"{world.url}projects/{project_id}")
+        await page.evaluate("window.sameDocument = true")
+        await page.fill("#run-rounds", "42")
+        await expect(page.locator("#connection")).to_be_visible()
+        async with asyncio.timeout(20):
+            while asked.count("fetch") < 2:
+                await page.wait_for_event("requestfinished")
+        await page.unroute_all()
+        await expect(page.locator("#connection")).to_be_hidden(timeout=20_000)
+        world.make_ready(project_id)
+        await expect(page.locator("#participants")).to_contain_text("client ready")
+        assert await page.input_value("#run-rounds") == "42"
+        assert await page.evaluate("window.sameDocument")
+    assert asked[:2] == ["eventsource", "fetch"]
 
-        async def refuse_once(route: Route) -> None:
-            if refused:
-                await route.continue_()
-            else:
-                refused.append(route.request.url)
-                await route.fulfill(status=403)
 
-        await page.route("**/events*", refuse_once)
-        async with page.expect_response(lambda response: "/events" in response.url and response.ok):
-            await page.goto(f"{world.url}projects/{project_id}")
-        await expect(page.locator("#connection")).to_be_hidden()
-        assert len(refused) == 1
+@pytest.mark.parametrize("stale", [True, False])
+async def test_a_login_that_has_ended_brings_a_fresh_page(world: World, visit: Visit, stale: bool) -> None:
+    """As does a token of before a second login in another tab. It is not fetched again and again."""
+    project_id, _ = await world.shared_project()
+    loads = 0
+
+    async def refuse(route: Route) -> None:
+        nonlocal loads
+        if route.request.is_navigation_request():
+            loads += 1
+            await route.continue_()
+        elif stale or "events" in route.request.url:
+            await route.fulfill(status=403, headers={"X-Federation-API": "1"})
+        else:
+            await route.fulfill(status=302, headers={"Location": "/hub/login"})
+
+    async with visit.page("ada") as page:
+        await page.route(f"**/projects/{project_id}*", refuse)
+        await page.route(f"**/projects/{project_id}/events*", refuse)
+        await page.goto(f"{world.url}projects/{project_id}#runs")
+        for _ in range(3):  # the third is of the second document, which was renewed a moment ago
+            await page.wait_for_event("request", lambda request: request.resource_type == "fetch")
+        assert loads == 2
+        await page.unroute_all()
+        await expect(page.locator("#connection")).to_be_hidden(timeout=20_000)
+        assert loads == 2
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -70,25 +70,54 @@
     plotly.react(curve, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   };
 
-  // A stream that is refused for good was refused for its login or its XSRF token, as after a second login in another
-  // tab. A fresh page has both anew. Not more often than this, so that a page never reloads in circles.
-  const RENEW_AT_MOST_EVERY_MS = 30000;
-  const renew = () => {
+  // A stream is refused for its login or its XSRF token, as after a second login in another tab: a fresh page has both
+  // anew. Or nobody answers, as while the service restarts: then this page stays, with all that was typed into it.
+  const RENEW_AT_MOST_EVERY_MS = 30000; // so that a page never reloads in circles
+  const FIRST_PAUSE_MS = 1000;
+  const LONGEST_PAUSE_MS = 15000;
+  const events = new URL(live.dataset.events, window.location.href);
+  const address = new URL(events.pathname.replace(/\/events$/, ""), events).href;
+  const askForPage = async () => {
+    const token = { "X-XSRFToken": events.searchParams.get("_xsrf") };
+    try {
+      return await fetch(address, { headers: token, redirect: "manual", cache: "no-store" });
+    } catch {
+      return null;
+    }
+  };
+  const mayRenew = () => {
     const renewed = Number(window.sessionStorage.getItem("federation-renewed"));
-    if (Date.now() - renewed < RENEW_AT_MOST_EVERY_MS) return;
+    if (Date.now() - renewed < RENEW_AT_MOST_EVERY_MS) return false;
     window.sessionStorage.setItem("federation-renewed", String(Date.now()));
-    window.location.reload();
+    return true;
   };
 
   let stream;
+  let refusals = 0; // since the stream was open
+  const comeBack = async (refused, chosen) => {
+    // Not all pages at the same moment.
+    const pause = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** refusals) * (0.5 + Math.random() / 2);
+    refusals += 1;
+    await new Promise((passed) => { window.setTimeout(passed, pause); });
+    const answer = await askForPage();
+    if (stream !== refused) return; // another metric was chosen meanwhile
+    const isService = answer?.headers.has("X-Federation-API"); // and not the proxy or the Hub in its place
+    const isRefused = isService && answer.status >= 400 && answer.status < 500 && answer.status !== 429;
+    if (isService && answer.ok) follow(chosen);
+    else if ((answer?.type === "opaqueredirect" || isRefused) && mayRenew()) window.location.replace(address);
+    else comeBack(refused, chosen);
+  };
   const follow = (chosen) => {
     stream?.close();
     const source = new EventSource(live.dataset.events + (chosen ? `&metric=${encodeURIComponent(chosen)}` : ""));
     stream = source;
-    source.addEventListener("open", () => { connection.hidden = true; });
+    source.addEventListener("open", () => {
+      connection.hidden = true;
+      refusals = 0;
+    });
     source.addEventListener("error", () => {
       connection.hidden = false;
-      if (source.readyState === EventSource.CLOSED) renew();
+      if (source.readyState === EventSource.CLOSED) comeBack(source, chosen);
     });
     source.addEventListener("section", (event) => showSection(JSON.parse(event.data)));
     source.addEventListener("figure", (event) => showFigure(JSON.parse(event.data)));
