@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,6 +118,7 @@ def record(
     aggregator_image: str = "",
 ) -> dict[str, object]:
     """What belongs beside a model: where it comes from, in JSON's own types."""
+    config = {key: _in_json(value) for key, value in run_config(run, app).items()}
     return {
         "project": {"id": project.id, "name": project.name, "owner": project.owner},
         "run": {
@@ -125,9 +127,9 @@ def record(
             "status": run.status.value,
             "rounds": run.rounds,
             "compared_with_single_sites": run.compare,
-            "wire_precision": run_config(run, app).get(WIRE_PRECISION_KEY, WirePrecision.EXACT),
-            "seed": run_config(run, app).get(SEED_KEY),
-            "config": run_config(run, app),
+            "wire_precision": config.get(WIRE_PRECISION_KEY, WirePrecision.EXACT),
+            "seed": config.get(SEED_KEY),
+            "config": config,
             "on_outage": run.on_outage.value,
             "grace_s": run.grace_s,
             "started_by": run.started_by,
@@ -162,6 +164,11 @@ def record(
         "images": {"aggregator": aggregator_image},
         "software": _software(),
     }
+
+
+def _in_json(value: object) -> object:
+    """JSON has no infinity: apps of earlier versions may have one in their configuration."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_config(run: Run, app: AppVersion) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from flwr.common.config import flatten_dict
 from flwr.common.constant import FAB_MAX_SIZE
 
 from hub_service.apps.archive import read_zip
-from hub_service.apps.cells import ConfigValue, NotebookApp, compile_source, read_notebook
+from hub_service.apps.cells import ConfigValue, NotebookApp, compile_source, config_fault, read_notebook
 from hub_service.apps.declarations import PYPROJECT as _PYPROJECT
 from hub_service.apps.declarations import checked_outputs, checked_requirements
 from hub_service.apps.names import find_imports
@@ -178,11 +178,16 @@ def _imports_of(files: Mapping[str, bytes]) -> tuple[str, ...]:
 def _default_config(pyproject: Mapping[str, Any]) -> dict[str, ConfigValue]:
     """The run's configuration as Flower flattens it, nested names joined with dots."""
     try:
-        return flatten_dict(pyproject["tool"]["flwr"]["app"].get("config", {}))
+        config = flatten_dict(pyproject["tool"]["flwr"]["app"].get("config", {}))
     except (ValueError, AttributeError) as error:
         raise Invalid(
             "pyproject.toml: [tool.flwr.app.config] may hold texts, numbers and true or false only.", _CORRECT
         ) from error
+    for key, value in config.items():
+        fault = config_fault(value)
+        if fault:
+            raise Invalid(f"pyproject.toml: [tool.flwr.app.config] gives “{key}” {fault}.", _CORRECT)
+    return config
 
 
 def _build_fab(files: Mapping[str, bytes]) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -415,6 +416,15 @@ def _values_of(name: str, tagged: list[_ParsedCell]) -> Iterator[tuple[int, ast.
                 yield parsed.cell.number, value
 
 
+def config_fault(value: ConfigValue) -> str:
+    """What keeps a value out of a run's record or out of Flower's messages; "" for nothing."""
+    if isinstance(value, int) and value not in _INT64:
+        return "a number of more than 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is no number that can be written down"
+    return ""
+
+
 def _config_literal(number: int, value: ast.expr) -> dict[str, ConfigValue]:
     where = f"Cell {number}, line {value.lineno}: {CONFIG_NAME}"
     fix = f'Write it as {CONFIG_NAME} = {{"learning-rate": 0.01, ...}} with plain values; compute others in a function.'
@@ -431,8 +441,9 @@ def _config_literal(number: int, value: ast.expr) -> dict[str, ConfigValue]:
             raise Invalid(
                 f"{where} gives “{key}” a {type(item).__name__}; a text, a number or True/False is taken.", fix
             )
-        if isinstance(item, int) and item not in _INT64:
-            raise Invalid(f"{where} gives “{key}” a number of more than 64 bits.", fix)
+        fault = config_fault(item)
+        if fault:
+            raise Invalid(f"{where} gives “{key}” {fault}.", fix)
     rounds = literal.get(ROUNDS_KEY, 1)
     if not isinstance(rounds, int) or not 1 <= rounds <= MOST_ROUNDS:
         raise Invalid(

@@ -58,7 +58,7 @@ class Capsule:
         return {
             "README.md": self._readme(),
             "CARD.md": model_card(record),
-            "capsule.json": json.dumps({"sites": self.sites, "config": self.config}, indent=2),
+            "capsule.json": json.dumps({"sites": self.sites, "config": record["run"]["config"]}, indent=2),
             "signed.json": json.dumps(asdict(self.signed), indent=2),
             "requirements.txt": _requirements(record),
             "reproduce.py": _text("reproduce.py"),

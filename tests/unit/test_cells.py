@@ -274,6 +274,7 @@ def test_valid_uses_of_names_are_taken(sources):
         ("CONFIG = {'rate': None}", "gives “rate” a NoneType"),
         ("CONFIG = {'rate': 2**3}", "CONFIG is not a dictionary of plain values"),
         (f"CONFIG = {{'rate': {2**63}}}", "gives “rate” a number of more than 64 bits"),
+        ("CONFIG = {'rate': 1e999}", "gives “rate” inf, which is no number that can be written down"),
     ],
 )
 def test_a_config_that_flower_cannot_send_is_refused(source, reason):

@@ -8,12 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from federator.contract import RunStatus
+from federator.contract import RunStatus, SourceFile
 
-from hub_service.apps.build import AppBuilder
+from hub_service.apps.build import AppBuilder, BuiltApp
 from hub_service.domain.projects import AppVersion, Project
 from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
 from hub_service.results.scores import scores, weighted
+from hub_service.results.signing import SigningKey
 from hub_service.run_progress import Progress, finite, with_site_names
 from hub_service.run_views import record, rounds, run_detail
 from tests.fakes.aggregators import reply, sent
@@ -160,9 +161,25 @@ def test_a_finite_event_is_left_as_it_is() -> None:
 )
 def test_the_record_states_how_models_travelled(name: str, content: bytes, precision: str) -> None:
     """As the approved bytes say: no run overrides it, and no report of the app's own code can."""
-    built = AppBuilder(frozenset({"numpy", "flwr", "torch"})).build(name, content)
+    app = version_of(AppBuilder(frozenset({"numpy", "flwr", "torch"})).build(name, content))
     project = Project("p1", "Lungs", "", "anna", RUN.created_at)
-    app = AppVersion(
+    states = json.loads(json.dumps(record(project, RUN, app, [], run_detail(RUN, 1, []))))["run"]
+    assert states["wire_precision"] == precision
+
+
+def test_the_record_of_an_app_of_before_has_infinity_as_a_text() -> None:
+    """Such an app is refused now. JSON has no word for it, and what is no JSON cannot be signed."""
+    built = AppBuilder(frozenset({"numpy"})).build("mean.ipynb", mean_notebook("CONFIG = {'limit': 17.25}"))
+    pyproject = next(one for one in built.files if one.path == "pyproject.toml")
+    old = SourceFile("pyproject.toml", pyproject.text.replace("17.25", "inf"))
+    app = replace(version_of(built), files=(old,))
+    made = record(Project("p1", "Lungs", "", "anna", RUN.created_at), RUN, app, [], run_detail(RUN, 1, []))
+    signed = SigningKey.new().sign(made, "f" * 64)
+    assert signed.record["run"]["config"]["limit"] == "inf"
+
+
+def version_of(built: BuiltApp) -> AppVersion:
+    return AppVersion(
         project_id="p1",
         number=1,
         fab_hash=built.fab_hash,
@@ -175,5 +192,3 @@ def test_the_record_states_how_models_travelled(name: str, content: bytes, preci
         files=built.files,
         imports=built.imports,
     )
-    states = json.loads(json.dumps(record(project, RUN, app, [], run_detail(RUN, 1, []))))["run"]
-    assert states["wire_precision"] == precision
