@@ -35,11 +35,17 @@ from hub_service.rate_limits import Counted, RateLimits
 HUB_ANSWER_AGE_S = 1
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONGEST_WAY_BACK = 1000  # characters; whose address is longer begins at the first page
 _LOOPBACK = ("127.", "::1")
 
 
 class TracedHubOAuth(HubOAuth):
-    """JupyterHub's client, which tells the Hub for which request it asks."""
+    """JupyterHub's client, which tells the Hub for which request it asks, and keeps little of what strangers send."""
+
+    def generate_state(self, next_url: str | None = None, **extra_state: Any) -> Any:
+        """Called for each stranger who is sent to the login. Where they come back to is kept, and they choose it."""
+        too_long = next_url is not None and len(next_url) > _LONGEST_WAY_BACK
+        return super().generate_state(None if too_long else next_url, **extra_state)
 
     async def _api_request(self, method: str, url: str, /, **kwargs: Any) -> Any:
         """All that it asks goes through this method."""
@@ -116,6 +122,18 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
             raise Forbidden("This was not sent from a page that you opened.", "Reload the page and try again.")
         else:
             self.refuse_stranger()
+
+    async def has_known_login(self) -> bool:
+        """Whether the Hub knows the login that came with the request, if any. What it allows, `prepare` finds out.
+
+        Raises TooMany for an address that has asked too often without a login.
+        """
+        require_patience(self._rate_limits.waiting_s(Counted.STRANGER, address_of(self)))
+        token = self.hub_auth.get_token(self)
+        try:
+            return bool(token) and await self.hub_auth.user_for_token(token, sync=False) is not None
+        except HTTPError:
+            return False
 
     @property
     def _rate_limits(self) -> RateLimits:

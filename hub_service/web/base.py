@@ -171,19 +171,23 @@ class NoSuchApi(ApiHandler):
 
 
 @stream_request_body
-class Upload(RequestHandler):
-    """Takes a body of up to `most_bytes` and holds no more of it in memory, whatever is sent.
+class Upload(ApiIdentity):
+    """Takes a body of up to `most_bytes` and holds no more of it in memory, whatever is sent; of a stranger's, nothing.
 
-    Put first among a handler's bases. Who asks is found out once the body is there: a form's XSRF token is in it, and a
-    sender who is refused while still sending sees a broken connection instead of the reason.
+    Put first among a handler's bases. Whether it may be done is found out once the body is there: a form's XSRF token
+    is in it, and a sender who is refused while still sending sees a broken connection instead of the reason.
     """
 
     counted = Counted.UPLOAD
     most_bytes = MAX_UPLOAD
 
     async def prepare(self) -> None:
+        """Raises TooMany for an address that has asked too often without a login."""
+        self._keeps = False
         if self.request.method in ("GET", "HEAD"):
             await self._identify()
+        else:
+            self._keeps = await self.has_known_login()
         self._content = bytearray()
         self._sent = 0  # bytes
         if isinstance(self.request.connection, HTTP1Connection):
@@ -192,7 +196,7 @@ class Upload(RequestHandler):
     def data_received(self, chunk: bytes) -> None:
         """Called by tornado for each piece of the body."""
         self._sent += len(chunk)
-        if self._sent > self.most_bytes:
+        if self._sent > self.most_bytes or not self._keeps:
             self._content.clear()
         else:
             self._content += chunk
@@ -205,6 +209,8 @@ class Upload(RequestHandler):
         content = bytes(self._content)
         self.read_arguments(content)
         await self._identify()
+        if not self._keeps:
+            raise Unavailable("The Hub did not say who you are while the file came in.", "Send it again.")
         if self._sent > self.most_bytes:
             raise TooLarge(
                 f"The file has more than {MAX_UPLOAD >> 20} MB.",

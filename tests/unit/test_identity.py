@@ -269,9 +269,21 @@ def test_a_principal_has_exactly_what_the_hub_says() -> None:
     assert Scope.APPROVE not in principal.scopes
 
 
-def test_the_hubs_answers_are_kept_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_stranger_comes_back_to_is_kept_only_where_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = service_auth(monkeypatch)
+    short, long = (auth.generate_state(f"/services/federation/{'x' * count}") for count in (100, 10_000))
+    assert auth.get_next_url(short).endswith("x" * 100)
+    assert auth.get_next_url(long) == auth.base_url
+    assert auth.get_next_url(auth.generate_state(code_verifier="v")) == auth.base_url
+
+
+def service_auth(monkeypatch: pytest.MonkeyPatch) -> HubOAuth:
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "token")
     monkeypatch.setenv("JUPYTERHUB_CLIENT_ID", "service-federation")
-    auth = hub_auth_from_environment()
+    return hub_auth_from_environment()
+
+
+def test_the_hubs_answers_are_kept_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = service_auth(monkeypatch)
     assert auth.cache_max_age == HUB_ANSWER_AGE_S <= 2
     assert auth.cache.max_age == HUB_ANSWER_AGE_S

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from federator.contract import Route
+from federator.contract import Route, Scope
 
+from hub_service.rate_limits import Counted
+from hub_service.web.base import Upload
 from hub_service.web.schema import MAX_BODY, MAX_UPLOAD, MAX_WAIT_S
-from tests.fakes.web_world import CELL, World, notebook, path, plain
+from tests.fakes.hub import FakeHub
+from tests.fakes.web_world import CELL, UNLIMITED, World, notebook, path, plain, served_world
 
 BODIES: list[tuple[Route, str, bytes | str | dict[str, Any], str]] = [
     (Route.PROJECTS, "POST", b"", "body"),
@@ -193,8 +197,64 @@ async def test_a_notebook_of_50_mb_is_refused_in_words(world: World, name: str |
         assert f"{MAX_UPLOAD >> 20} MB" in plain(answer)["message"]
 
 
-async def test_an_upload_is_not_kept_beyond_the_limit(world: World) -> None:
-    """A sender of endless bytes is cut off."""
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of an upload that are in memory, after each piece of it."""
+    sizes: list[int] = []
+    receive = Upload.data_received
+
+    def noted(upload: Upload, chunk: bytes) -> None:
+        receive(upload, chunk)
+        sizes.append(len(upload._content))
+
+    monkeypatch.setattr(Upload, "data_received", noted)
+    return sizes
+
+
+async def test_an_upload_is_not_kept_beyond_the_limit(world: World, kept: list[int]) -> None:
+    async with world.api("ada") as api:
+        await api.post(path(Route.BUILD), params={"filename": "a.zip"}, content=b"x" * (MAX_UPLOAD + (1 << 20)))
+    assert MAX_UPLOAD - (1 << 20) < max(kept) <= MAX_UPLOAD
+    assert kept[-1] == 0
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "token of-nobody"}])
+async def test_of_a_strangers_upload_nothing_is_kept(world: World, kept: list[int], headers: dict[str, str]) -> None:
+    async with world.api(None) as api:
+        for address in (path(Route.BUILD), path(Route.APPS, project_id="p"), "projects/new", "projects/p/apps"):
+            answer = await api.post(address, content=b"x" * (1 << 20), headers=headers)
+            assert answer.status_code == 401, address
+    assert len(kept) >= 4
+    assert max(kept) == 0
+
+
+async def test_an_upload_whose_sender_the_hub_named_too_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it was kept; that is not told as a file that is no notebook."""
+    known = iter([None, Scope.ACCESS])
+    user_for_token = world.hub_auth.user_for_token
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        return await user_for_token(*arguments, **options) if next(known) else None
+
+    monkeypatch.setattr(world.hub_auth, "user_for_token", late)
+    async with world.api("ada") as api:
+        answer = await api.post(path(Route.BUILD), params={"filename": "a.ipynb"}, content=notebook())
+    assert (answer.status_code, plain(answer)["next_step"]) == (503, "Send it again.")
+
+
+async def test_who_has_asked_too_often_hears_it_before_the_file_is_sent(tmp_path: Path) -> None:
+    limits = {**UNLIMITED, Counted.STRANGER: "1 per 1 minute"}
+    async with served_world(tmp_path, FakeHub(), limits) as world, world.api(None) as api:
+        assert (await api.get(path(Route.PROJECTS))).status_code == 401
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(world.url).port)
+        address = f"{httpx.URL(world.url).path}{Route.BUILD}"
+        writer.write(f"POST {address} HTTP/1.1\r\nHost: hub\r\nContent-Length: {MAX_UPLOAD}\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            assert b" 429 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_sender_of_endless_bytes_is_cut_off(world: World) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(world.url).port)
     writer.write(
         f"POST {httpx.URL(world.url).path}api/projects/p/apps HTTP/1.1\r\nHost: hub\r\n"
