@@ -19,6 +19,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
+from aiohttp import ClientTimeout
 from federator import logs
 from federator.contract import Scope
 from jupyterhub.httpclient import JupyterHubHTTPClient
@@ -33,6 +34,8 @@ from hub_service.rate_limits import Counted, RateLimits
 
 # The Hub's answers are kept this long, in seconds: who was taken out of a group or logged out loses their rights then.
 HUB_ANSWER_AGE_S = 1
+# A Hub that hangs is one that does not answer: whoever waits for it, such as an event stream, tries again.
+HUB_ANSWERS_WITHIN_S = 10
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_WAY_BACK = 1000  # characters; whose address is longer begins at the first page
@@ -50,7 +53,8 @@ class TracedHubOAuth(HubOAuth):
     async def _api_request(self, method: str, url: str, /, **kwargs: Any) -> Any:
         """All that it asks goes through this method."""
         headers = {**kwargs.pop("headers", {}), **logs.request_headers()}
-        return await super()._api_request(method, url, headers=headers, **kwargs)
+        timeout = ClientTimeout(total=HUB_ANSWERS_WITHIN_S)
+        return await super()._api_request(method, url, headers=headers, timeout=timeout, **kwargs)
 
 
 def hub_auth_from_environment() -> HubOAuth:
@@ -111,10 +115,7 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
         Raises Forbidden, Unauthenticated, TooMany or Unavailable. A handler that overrides this calls it first, and
         returns if the answer is finished.
         """
-        require_patience(self._rate_limits.waiting_s(Counted.STRANGER, address_of(self)))
-        model = await self._hub_user()
-        if model is None:
-            require_patience(self._rate_limits.wait_s(Counted.STRANGER, address_of(self)))
+        model = await self._patient_hub_user()
         if model is not None:
             self.principal = self._admitted(model)
             self._count_write()
@@ -169,6 +170,14 @@ class ApiIdentity(HubOAuthenticated, RequestHandler):
         except Forbidden:
             return False
         return True
+
+    async def _patient_hub_user(self) -> dict[str, Any] | None:
+        """As `_hub_user`; a stranger is counted, and heard only where their address has not asked too often."""
+        require_patience(self._rate_limits.waiting_s(Counted.STRANGER, address_of(self)))
+        model = await self._hub_user()
+        if model is None:
+            require_patience(self._rate_limits.wait_s(Counted.STRANGER, address_of(self)))
+        return model
 
     async def _hub_user(self) -> dict[str, Any] | None:
         try:
@@ -227,8 +236,8 @@ class MonitorIdentity(ApiIdentity):
     """
 
     async def prepare(self) -> None:
-        """Raises Forbidden, Unauthenticated or Unavailable."""
-        model = await self._hub_user()
+        """Raises Forbidden, Unauthenticated, TooMany or Unavailable."""
+        model = await self._patient_hub_user()
         if model is None:
             self.refuse_stranger()
             return

@@ -120,7 +120,7 @@ FENCES = {
     "limits": ("hub_service.rate_limits",),
     "docker": ("spawner", "hub_service.aggregators.docker"),
     "dockerspawner": ("spawner",),
-    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions"),
+    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions", "hub_service.identity"),
     "flwr": (
         "hub_service.aggregators.superlink",
         "hub_service.aggregators.superlink_process",

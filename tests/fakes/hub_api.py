@@ -2,11 +2,14 @@
 
 FakeHubApi      answers with the people and tokens it holds
 SickHubApi      answers 500 to everything
+HangingHubApi   takes every request and answers none
 RamblingHubApi  answers 200 with what is no description of a user
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any
 
@@ -47,10 +50,11 @@ class FakeHubApi:
         self._server.stop()
         await self._server.close_all_connections()
 
-    def answer_self(self, handler: RequestHandler) -> None:
+    def answer_self(self, handler: RequestHandler) -> Awaitable[None] | None:
         self.asked += 1
         token = handler.request.headers.get("Authorization", "").removeprefix("token ")
         self._answer(handler, self.tokens.get(token), 403)
+        return None
 
     def answer_user(self, handler: RequestHandler, name: str) -> None:
         if handler.request.headers.get("Authorization") != f"token {SERVICE_TOKEN}":
@@ -77,6 +81,11 @@ class SickHubApi(FakeHubApi):
         handler.set_status(500)
 
 
+class HangingHubApi(FakeHubApi):
+    async def answer_self(self, handler: RequestHandler) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
 class RamblingHubApi(FakeHubApi):
     def __init__(self, body: str) -> None:
         super().__init__()
@@ -90,8 +99,8 @@ class _Self(RequestHandler):
     def initialize(self, hub: FakeHubApi) -> None:
         self.hub = hub
 
-    def get(self) -> None:
-        self.hub.answer_self(self)
+    def get(self) -> Awaitable[None] | None:
+        return self.hub.answer_self(self)
 
 
 class _User(_Self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,9 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, HTTPError, RequestHandler
 
+from hub_service import identity
 from hub_service.domain.errors import FederationError
 from hub_service.identity import (
     HUB_ANSWER_AGE_S,
@@ -28,7 +30,7 @@ from hub_service.identity import (
     principal_of,
 )
 from hub_service.rate_limits import RateLimits
-from tests.fakes.hub_api import FakeHubApi, SickHubApi
+from tests.fakes.hub_api import FakeHubApi, HangingHubApi, SickHubApi
 
 RESEARCHER = {
     "kind": "user",
@@ -275,6 +277,17 @@ def test_where_a_stranger_comes_back_to_is_kept_only_where_it_is_short(monkeypat
     assert auth.get_next_url(short).endswith("x" * 100)
     assert auth.get_next_url(long) == auth.base_url
     assert auth.get_next_url(auth.generate_state(code_verifier="v")) == auth.base_url
+
+
+async def test_a_hub_that_hangs_is_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "HUB_ANSWERS_WITHIN_S", 0.2)
+    auth = service_auth(monkeypatch)
+    async with HangingHubApi() as hub:
+        auth.api_url = hub.url
+        async with asyncio.timeout(5):
+            with pytest.raises(HTTPError, match="Failed to connect to Hub"):
+                await auth.user_for_token("anna-token", sync=False)
+    await close_hub_connections()
 
 
 def service_auth(monkeypatch: pytest.MonkeyPatch) -> HubOAuth:

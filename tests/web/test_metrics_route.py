@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hub_service.rate_limits import Counted
 from hub_service.web.metrics import CONTENT_TYPE
 from hub_service.web.routes import API_ROUTES, PAGE_ROUTES, route_names
-from tests.fakes.web_world import World
+from tests.fakes.hub import FakeHub
+from tests.fakes.web_world import UNLIMITED, World, served_world
 
 
 async def test_prometheus_reads_them_with_its_token(world: World) -> None:
@@ -31,6 +35,12 @@ async def test_nobody_else_does(world: World, name: str | None, status: int) -> 
         answer = await api.get("metrics")
     assert answer.status_code == status
     assert "federation_" not in answer.text
+
+
+async def test_strangers_are_counted_here_too(tmp_path: Path) -> None:
+    limits = {**UNLIMITED, Counted.STRANGER: "2 per 1 minute"}
+    async with served_world(tmp_path, FakeHub(), limits) as world, world.api(None) as api:
+        assert [(await api.get("metrics")).status_code for _ in range(3)] == [401, 401, 429]
 
 
 async def test_it_is_nobody_anywhere_else(world: World) -> None:
