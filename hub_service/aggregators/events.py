@@ -85,6 +85,8 @@ def decode(line: str) -> RunEvent:
         phase=_as_kept(event.phase),
         message_type=_as_kept(event.message_type),
         model=_as_kept(event.model),
+        metrics={_as_kept(name): value for name, value in event.metrics.items()},
+        counts={_as_kept(name): value for name, value in event.counts.items()},
         text=_as_kept(event.text),
     )
 

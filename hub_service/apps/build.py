@@ -97,9 +97,15 @@ class AppBuilder:
             Invalid: it is neither a notebook nor a Flower app, or something in it cannot be used; the text says where.
             TooLarge: over the limit that the text names.
         """
-        if content.startswith(b"PK") or filename.lower().endswith((".zip", ".fab")):
-            return self._from_zip(content)
-        return self._from_notebook(filename, content, self._known_modules | at_sites)
+        try:
+            if content.startswith(b"PK") or filename.lower().endswith((".zip", ".fab")):
+                return self._from_zip(content)
+            return self._from_notebook(filename, content, self._known_modules | at_sites)
+        except RecursionError as error:
+            raise Invalid(
+                "The code or the configuration holds an expression that is nested too deeply to be checked.",
+                "Split the long expression into several statements.",
+            ) from error
 
     def _from_notebook(self, filename: str, content: bytes, known_modules: frozenset[str]) -> BuiltApp:
         app = read_notebook(content, known_modules)

@@ -95,6 +95,7 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
     Raises:
         TooLarge: more than MAX_NOTEBOOK_BYTES; nothing is parsed then.
         Invalid: for every other reason; the text names the cell, the line and the fix.
+        RecursionError: something is nested too deeply to be checked.
     """
     document = _load(content)
     code = _code_cells(document["cells"])
@@ -107,13 +108,7 @@ def read_notebook(content: bytes, known_modules: frozenset[str]) -> NotebookApp:
     _check_functions(tagged, untagged)
     dependencies = _read_dependencies(tagged)
     _check_imports(tagged, known_modules, dependencies)
-    try:
-        _check_names(tagged, untagged)
-    except RecursionError as error:
-        raise Invalid(
-            "The tagged cells hold an expression that is nested too deeply to be checked.",
-            "Split the long expression into several statements.",
-        ) from error
+    _check_names(tagged, untagged)
     return NotebookApp(
         cells=tuple(parsed.cell for parsed in tagged),
         imports=tuple(sorted({found.module for parsed in tagged for found in find_imports(parsed.tree)})),
@@ -422,6 +417,8 @@ def config_fault(value: ConfigValue) -> str:
         return "a number of more than 64 bits"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is no number that can be written down"
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return "a text with half of a character"
     return ""
 
 

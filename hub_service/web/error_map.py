@@ -37,8 +37,13 @@ _INTERNAL = Problem(
 
 
 def problem_of(error: FederationError) -> Problem:
-    """The body for an error that has a public text."""
-    return Problem(error.code, error.message, error.next_step)
+    """The body for an error that has a public text, which may quote what somebody sent."""
+    return Problem(error.code, _sendable(error.message), _sendable(error.next_step))
+
+
+def _sendable(text: str) -> str:
+    """A half of a character, as JSON can name one, has no bytes in UTF-8."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def problem_of_status(status: int) -> Problem:

@@ -132,6 +132,23 @@ def test_the_file_name_gives_the_title_and_a_name_that_flower_takes(filename, ti
     assert is_valid_name(name)[0]
 
 
+DEEP = ".a" * 400
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [
+        ("a.ipynb", mean_notebook("x = " + "1 + " * 600 + "1")),
+        ("a.ipynb", mean_notebook(f"x = 1\nx{DEEP}.to('cuda')")),
+        ("a.ipynb", mean_notebook(f"def strategy(config, *, x=x{DEEP}, y): ...")),
+        ("a.zip", with_pyproject("nested.rate = 0.5", f"rate = {'[' * 3000}{']' * 3000}")),
+        ("a.zip", with_pyproject("nested.rate = 0.5", f"{'.'.join('a' * 3000)} = 1")),
+    ],
+)
+def test_what_is_nested_too_deeply_to_be_checked_is_refused(filename, content):
+    assert "nested too deeply" in refusal(content, filename)
+
+
 def test_a_first_line_cannot_change_the_encoding_of_the_exported_cells():
     functions = "def build_model(): ...\ndef load_data(path, config): ...\n" + "".join(
         f"def {name}(model, data, config): ...\n" for name in ("train", "evaluate")

@@ -148,3 +148,11 @@ def test_texts_of_an_apps_own_are_read_as_they_can_be_kept(tmp_path: Path) -> No
     (tmp_path / EVENTS_FILE).write_text(event_line(text="a\x00b", message_type="train.\ud800x", node_id=2**64 - 1))
     [event], _ = read_events(tmp_path)
     assert (event.text, event.message_type, event.node_id) == ("a\ufffdb", "train.?x", 2**64 - 1)
+
+
+def test_names_of_an_apps_own_are_read_as_they_can_be_kept(tmp_path: Path) -> None:
+    line = event_line(metrics={"auc\ud800": 0.5, "a\x00b": 1}, counts={"confusion\udfff": [1, 2, 3, 4]})
+    (tmp_path / EVENTS_FILE).write_text(line)
+    [event], _ = read_events(tmp_path)
+    assert event.metrics == {"auc?": 0.5, "a\ufffdb": 1}
+    assert event.counts == {"confusion?": [1, 2, 3, 4]}

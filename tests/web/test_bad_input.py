@@ -274,6 +274,8 @@ async def test_a_sender_of_endless_bytes_is_cut_off(world: World) -> None:
         ("a.txt", b"text", "notebook"),
         ("a.ipynb", notebook("def train(:"), "2"),
         ("a.ipynb", notebook("x = 1"), "build_model"),
+        ("a.ipynb", notebook(f"{CELL}\nDEPENDENCIES = ['\\ud800']"), "“?”, which names no package"),
+        ("a.ipynb", notebook(f"{CELL}\nCONFIG = {{'a': '\\ud800'}}"), "half of a character"),
     ],
 )
 async def test_what_is_no_app_is_refused(world: World, filename: str, content: bytes, named: str) -> None:

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 import pytest
 
-from hub_service.domain.errors import Conflict, ErrorCode
+from hub_service.domain.errors import Conflict, ErrorCode, Invalid
 from hub_service.web.error_map import STATUS, problem_of, problem_of_status
 
 
@@ -17,6 +17,11 @@ def test_every_code_has_a_status() -> None:
 def test_what_is_for_the_log_stays_out_of_the_answer() -> None:
     problem = problem_of(Conflict("Taken.", "Choose another.", debug="row 17"))
     assert (problem.code, problem.message, problem.next_step) == ("conflict", "Taken.", "Choose another.")
+
+
+def test_what_is_quoted_can_be_sent() -> None:
+    problem = problem_of(Invalid("“\ud800ö” names no package.", "Write “\udfff”."))
+    assert (problem.message, problem.next_step) == ("“?ö” names no package.", "Write “?”.")
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 418, 500, 502])
