@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import re
 import sys
+import tokenize
 import tomllib
 import unicodedata
 from collections.abc import Mapping
@@ -311,10 +313,16 @@ def _text(table: dict[str, object], section: str, key: str) -> str:
 def _check_python(path: str, data: bytes) -> None:
     try:
         compile_source(data.decode("utf-8"))
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     except SyntaxError as error:
         raise Invalid(f"{path}, line {error.lineno or 1}: {error.msg}.", _CORRECT) from error
     except UnicodeDecodeError as error:
         raise Invalid(f"{path} is not UTF-8 text.", "Save it as UTF-8 and zip the app again.") from error
+    if encoding != "utf-8":  # a site's Python would read other code than its steward did
+        raise Invalid(
+            f"{path} says in its first lines that it is {encoding}, and all code is read as UTF-8.",
+            "Take that line out, save the file as UTF-8 and zip the app again.",
+        )
 
 
 def _check_component(component: str, reference: str, files: Mapping[str, bytes]) -> None:

@@ -258,6 +258,11 @@ def test_a_file_that_is_no_text_is_shown_by_its_hash():
         (with_pyproject('"mean.client:app"', '"mean.client:main"'), "mean/client.py defines no “main”"),
         (zipped({**APP, "mean/client.py": b"app = (\n"}), "mean/client.py, line 1"),
         (zipped({**APP, "mean/client.py": b"app = '\xff'"}), "mean/client.py is not UTF-8"),
+        (
+            zipped({**APP, "mean/x.py": b"# coding: utf-7\n# +AAo-import os\n"}),
+            "mean/x.py says in its first lines that",
+        ),
+        (zipped({**APP, "mean/x.py": b"# coding: unheard-of\n"}), "mean/x.py, line 1: unknown encoding"),
         (zipped({**APP, "/".join("abcdefghijkl") + "/x.py": b""}), "Flower does not take this app"),
     ],
 )
