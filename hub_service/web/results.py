@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from federator.contract import ModelFile, Route, RunResult, SignedRecord
+from tornado.iostream import StreamClosedError
 
 from hub_service.operations.results import LAST
 from hub_service.web.base import ApiHandler
@@ -29,9 +30,12 @@ class DownloadHandler(ApiHandler):
     async def send(self, file: IO[bytes]) -> None:
         self.set_header("Content-Length", file.seek(0, 2))
         file.seek(0)
-        for piece in pieces(file):
-            self.write(piece)
-            await self.flush()
+        try:
+            for piece in pieces(file):
+                self.write(piece)
+                await self.flush()
+        except StreamClosedError:
+            return  # whoever downloads has gone
 
 
 class RunResultHandler(ApiHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import federator
+import httpx
 import numpy as np
 import pytest
 from federator import notebook
@@ -22,6 +24,7 @@ from safetensors.numpy import save_file
 
 from hub_service.audit import Decision
 from hub_service.domain.runs import EventKind, RunEvent
+from hub_service.web.results import RunModelHandler
 from tests.fakes.web_world import World, path, plain
 
 T = TypeVar("T")
@@ -292,3 +295,30 @@ async def test_a_run_is_logged_to_mlflow(run_id: str, in_notebook: Any, tmp_path
     assert found.data.metrics["score/federated/on all/accuracy"] == pytest.approx(950 / 1100)
     assert len(client.get_metric_history(logged, "evaluate/north/accuracy")) == 2
     assert {one.path for one in client.list_artifacts(logged)} == {"CARD.md", "model.safetensors", "signed.json"}
+
+
+async def test_a_download_that_is_broken_off_is_no_fault(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project_id, _ = await world.shared_project()
+    run_id = world.start_run(project_id)
+    world.finish_run(project_id, run_id, bytes(64 << 20), tmp_path)
+    done = asyncio.Event()
+    send = RunModelHandler.get
+
+    async def noted(handler: RunModelHandler, run_id: str) -> None:
+        try:
+            await send(handler, run_id)
+        finally:
+            done.set()
+
+    monkeypatch.setattr(RunModelHandler, "get", noted)
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(world.url).port)
+    address = f"{httpx.URL(world.url).path}{path(Route.RUN_MODEL, run_id=run_id)}"
+    token = world.person("ada").headers["Authorization"]
+    writer.write(f"GET {address} HTTP/1.1\r\nHost: hub\r\nAuthorization: {token}\r\n\r\n".encode())
+    assert b" 200 " in await reader.readline()
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
