@@ -37,3 +37,19 @@ async def test_the_metric_is_chosen_and_the_heat_map_follows(
         await page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
         await page.locator("#result").screenshot(path=tmp_path / f"result-{width}.png")
+
+
+async def test_a_heat_map_that_did_not_come_is_asked_for_again(world: World, visit: Visit, tmp_path: Path) -> None:
+    """Also where there was no answer at all, as on a train."""
+    project_id, _ = await world.shared_project()
+    await finished_run(world, tmp_path, project_id)
+    async with visit.page("ben") as page:
+        await page.goto(f"{world.url}projects/{project_id}")
+        await page.route("**/result?*", lambda route: route.abort())
+        await page.click("#heat-map-details summary")
+        await expect(page.locator("#heat-map")).to_contain_text("could not be loaded")
+        await page.unroute_all()
+        await page.click("#heat-map-details summary")
+        await page.click("#heat-map-details summary")
+        await expect(page.locator("#heat-map .heatmaplayer")).to_be_visible()
+    visit.faults = [one for one in visit.faults if "net::ERR_FAILED" not in one]

@@ -16,8 +16,8 @@
     if (drawn?.map === map && drawn.metric === metric) return;
     drawn = { map, metric };
     const query = `metric=${encodeURIComponent(metric)}&_xsrf=${encodeURIComponent(map.dataset.xsrf)}`;
-    const answer = await fetch(`${map.dataset.src}?${query}`);
-    if (!answer.ok) {
+    const answer = await fetch(`${map.dataset.src}?${query}`).catch(() => null);
+    if (!answer?.ok) {
       drawn = null;
       window.Plotly?.purge(map);
       map.textContent = "The heat map could not be loaded. Close it and open it again.";
