@@ -121,7 +121,7 @@ FENCES = {
     "limits": ("hub_service.rate_limits",),
     "docker": ("spawner", "hub_service.aggregators.docker"),
     "dockerspawner": ("spawner",),
-    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions"),
+    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions", "hub_service.identity"),
     # Who may ask other addresses: docs/access.md says which. None of them takes an address from a person or an app.
     "httpx": (
         "hub_service.aggregators",

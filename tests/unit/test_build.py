@@ -132,7 +132,7 @@ def test_the_file_name_gives_the_title_and_a_name_that_flower_takes(filename, ti
     assert is_valid_name(name)[0]
 
 
-DEEP = ".a" * 400
+DEEP = ".a" * 900
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_what_is_too_much_is_said_and_not_looked_at() -> None:
 
 
 def test_a_call_that_is_nested_too_deeply_is_not_read() -> None:
-    found = find(review(f"open(x{'.a' * 350})", "open('x')"), None)
+    found = find(review(f"open(x{'.a' * 900})", "open('x')"), None)
     assert found.unread == ("cell 2",)
     assert [one.place for one in found.files] == ["cell 3"]
 

@@ -14,7 +14,7 @@ from hub_service.domain.errors import Conflict, FederationError, Invalid, TooLar
 from hub_service.domain.quotas import LARGEST_UPLOAD, Quotas, Use, stored_bytes
 from hub_service.settings import Settings
 from tests.fakes.hub import FakeHub
-from tests.fakes.web_world import CELL, World, served_world
+from tests.fakes.web_world import CELL, World, notebook, served_world
 from tests.unit.test_app import environment
 from tests.unit.test_run_timings import RUN
 
@@ -103,7 +103,9 @@ class TestRefusals:
     async def test_an_upload(self, world: World) -> None:
         project_id = world.project()
         with pytest.raises(TooLarge, match="MB are taken here"):
-            world.add_app(project_id, source=CELL + "#" * 5_000)
+            await world.coordinator.build_app(
+                world.principal("ada"), project_id, "a.ipynb", notebook(CELL + "#" * 5_000)
+            )
         assert not world.store.app_versions(project_id)
 
     async def test_storage_of_a_project_and_of_all(self, world: World) -> None:

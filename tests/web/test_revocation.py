@@ -70,7 +70,7 @@ async def test_pages_and_api(world: World, take: Taking, address: str) -> None:
     async with httpx.AsyncClient(base_url=world.url, headers=headers) as ben:
         assert (await ben.get(address)).status_code == 200
         take(world)
-        async with ending_within(take, "the API" if address else "a page"):
+        async with ending_within(take, "the API" if address else "a page"), asyncio.timeout(2 * WITHIN_S):
             while (await ben.get(address)).status_code == 200:  # noqa: ASYNC110 - as somebody would who goes on asking
                 await asyncio.sleep(0.05)
 
