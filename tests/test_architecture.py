@@ -264,6 +264,7 @@ def test_clock_ids_and_randomness_are_passed_in() -> None:
         "hub_service.commands",
         "hub_service.aggregators.observer",
         "hub_service.aggregators.serverapp",
+        "hub_service.aggregators.observing_grid",
         # Names of files in the mail, which are to be guessed by nobody and are told to nobody.
         "hub_service.aggregators.mailbox",
         "hub_service.gateway.handlers",

@@ -112,7 +112,8 @@ async def change_project(at: Scene) -> None:
 
 
 async def add_app(at: Scene) -> None:
-    at.ask.add_app(ANNA, at.project_id, "lungs.ipynb", b"app 2")
+    built = await at.ask.build_app(ANNA, at.project_id, "lungs.ipynb", b"app 2")
+    at.ask.add_app(ANNA, at.project_id, built)
 
 
 async def invite(at: Scene) -> None:
@@ -206,6 +207,10 @@ async def download_record(at: Scene) -> None:
     at.ask.record(BERT, at.finished_run())
 
 
+async def download_card(at: Scene) -> None:
+    at.ask.card(BERT, at.finished_run())
+
+
 async def download_capsule(at: Scene) -> None:
     await at.ask.capsule(BERT, at.finished_run())
 
@@ -272,6 +277,7 @@ WAYS: Mapping[Decision, tuple[str, Callable[[Scene], Awaitable[None]]]] = {
     Decision.RUN_ENDED: (SERVICE, end_a_run),
     Decision.MODEL_DOWNLOADED: ("bert", download_model),
     Decision.RECORD_DOWNLOADED: ("bert", download_record),
+    Decision.CARD_DOWNLOADED: ("bert", download_card),
     Decision.CAPSULE_DOWNLOADED: ("bert", download_capsule),
     Decision.REPAIRED: ("robin", repair),
     Decision.MODELS_REMOVED: (SERVICE, let_models_grow_old),
