@@ -96,6 +96,14 @@ def test_what_was_not_declared_stays_at_the_site(content: RecordDict, named: str
     assert "federator.try_here() again" in str(refused.value)
 
 
+def test_nothing_is_written_behind_an_array_of_the_declared_shape() -> None:
+    declared = list(seen_in("train", answer(arrays=weights(2, 3))))
+    honest = Array(np.zeros((2, 3), dtype="float32"))
+    longer = Array("float32", (2, 3), honest.stype, honest.data + b"patient 7, " * 500)
+    with pytest.raises(NotDeclared, match="arrays/w has 5652 bytes"):
+        require_declared(declared, "train", answer(arrays=ArrayRecord({"w": longer})))
+
+
 def test_each_type_of_message_has_its_own_declaration() -> None:
     declared = list(seen_in("train", answer(arrays=weights(2, 3))))
     with pytest.raises(NotDeclared, match="“evaluate”"):

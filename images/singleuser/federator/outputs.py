@@ -6,11 +6,15 @@ steward approved, so `federator.node` lets nothing else out. Flower's records ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from federator.contract import ANY_LENGTH, DeclaredOutput, output_type, read_outputs
 
+_LONGEST_HEADER = 1024  # bytes, of an array in NumPy's format
 _LONGEST_NAMED = 100  # characters of what was not declared that the refusal may name: a key can be data, too
 _TYPES = ((bool, "bool"), (int | float, "number"), (str, "text"), (bytes, "bytes"))
 
@@ -68,7 +72,7 @@ def require_declared(declared: Iterable[DeclaredOutput], message_type: str, cont
     """Let an answer pass. An app that declares nothing may answer with anything.
 
     Raises:
-        NotDeclared: it holds a record, a key, a type or a shape that was not declared.
+        NotDeclared: it holds a record, a key, a type or a shape that was not declared, or more bytes than an array has.
     """
     allowed: dict[tuple[str, str, str, str], list[DeclaredOutput]] = {}
     for one in declared:
@@ -79,6 +83,19 @@ def require_declared(declared: Iterable[DeclaredOutput], message_type: str, cont
         known = allowed.get(_place(found), [])
         if not any(_fits(found, one) for one in known):
             raise NotDeclared(_refusal(found, known))
+    for record, arrays in content.array_records.items():
+        for key, array in arrays.items():
+            _require_bare(f"{record}/{key}", array)
+
+
+def _require_bare(name: str, array: Any) -> None:
+    """That the bytes are the array's own: an app may write whatever it likes behind a shape that is declared."""
+    most = math.prod(array.shape) * np.dtype(array.dtype).itemsize + _LONGEST_HEADER
+    if len(array.data) > most:
+        raise NotDeclared(
+            f"The site kept back an answer: {name[:_LONGEST_NAMED]} has {len(array.data)} bytes, and an array of its "
+            f"type and shape has {most} at most. Make arrays by Array(numpy_array) or Array(torch_tensor)."
+        )
 
 
 def _place(output: DeclaredOutput) -> tuple[str, str, str, str]:
