@@ -65,6 +65,9 @@ from hub_service.aggregators.outages import Outages, Silent
 from hub_service.domain.projects import GRACE_S
 from hub_service.domain.runs import LARGEST_COUNT, LEFT_OUT, MOST_COUNTS
 
+# Kinds of message of Flower's strategies.
+_TRAIN, _EVALUATE = "train", "evaluate"
+
 # How long to keep trying when the SuperLink does not answer, in seconds.
 SUPERLINK_PATIENCE_S = 60.0
 # How long the SuperLink holds a look for replies, in seconds; it answers at once when one comes.
@@ -148,6 +151,7 @@ class ObservingGrid(HttpGrid):
         self._asked_without: frozenset[int] = frozenset()
         self._rounds = 0
         self._in_round: set[int] = set()
+        self._to_be_alike: set[str] = set()  # kinds of message whose replies are to have the same parts
         self.model: ArrayRecord | None = None
         self.model_round = 0
         self.last_evaluate: Message | None = None
@@ -386,6 +390,15 @@ class ObservingGrid(HttpGrid):
         if self._observer.phase == FEDERATED and number > 0:
             self._save(arrays, number)
 
+    def note_strategy(self, strategy: Strategy) -> None:
+        """Take this strategy for the one that is at work.
+
+        Flower's own way to aggregate ends the run where replies differ in their parts. An app's own may make something
+        of what differs.
+        """
+        ways = {_TRAIN: type(strategy).aggregate_train, _EVALUATE: type(strategy).aggregate_evaluate}
+        self._to_be_alike = {kind for kind, way in ways.items() if way.__module__.startswith("flwr.")}
+
     def note_result(self, arrays: ArrayRecord) -> None:
         """Take `arrays` for the model that the app ended with."""
         self.note_model(arrays, self._rounds)
@@ -471,7 +484,7 @@ class ObservingGrid(HttpGrid):
         good = {reply.metadata.reply_to_message_id: reply for reply in replies if reply.has_content()}
         sent = {message_id: self._observer.sent_arrays(message_id) for message_id in good}
         odd = odd_ones_out({message_id: _arrays(reply) for message_id, reply in good.items()}, sent)
-        if any(_is_train(reply) or _is_evaluate(reply) for reply in replies):
+        if not self._to_be_alike.isdisjoint(map(_kind, replies)):
             odd |= odd_parts({one: _parts(reply, sent[one]) for one, reply in good.items() if one not in odd})
         odd |= odd_lengths({one: lengths_of(reply.content) for one, reply in good.items() if one not in odd})
         for message_id, fault in odd.items():
@@ -492,12 +505,16 @@ def _reasons(errors: Sequence[Message]) -> str:
     return next(iter(reasons.values()), "no site answered")
 
 
+def _kind(message: Message) -> str:
+    return message.metadata.message_type.partition(".")[0]
+
+
 def _is_train(message: Message) -> bool:
-    return message.metadata.message_type.partition(".")[0] == "train"
+    return _kind(message) == _TRAIN
 
 
 def _is_evaluate(message: Message) -> bool:
-    return message.metadata.message_type.partition(".")[0] == "evaluate"
+    return _kind(message) == _EVALUATE
 
 
 def _said_round(record: ConfigRecord) -> int:

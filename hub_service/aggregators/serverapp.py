@@ -180,7 +180,7 @@ class Phases:
     def _go_through(self, phase: str, node: int, nodes: Sequence[int]) -> None:
         """Run the app in this phase. Raises what the app raises."""
         found = self._begin(phase, node, nodes)
-        followed = StrategyCalls(found, self._keep, self._grid.note_result)
+        followed = StrategyCalls(found, self._keep, self._grid.note_strategy, self._grid.note_result)
         with followed.followed():
             self._app.run(self._grid)
 

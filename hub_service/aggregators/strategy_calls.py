@@ -86,6 +86,7 @@ class StrategyCalls:
         found: reads what an earlier process had seen of them, which is empty where there was none. Asked at the first
             call: what it returns may be of the app's own classes, and by then the app's modules are loaded.
         keep: takes each new state, with the round that is done.
+        tell_strategy: told whose call begins.
         tell_result: told what arrays each call ends with: without an evaluate message after the last round nothing else
             shows them.
     """
@@ -94,12 +95,14 @@ class StrategyCalls:
         self,
         found: Callable[[], Calls],
         keep: Callable[[Calls, int], None],
+        tell_strategy: Callable[[Strategy], None],
         tell_result: Callable[[ArrayRecord], None],
     ) -> None:
         self._found = found
         self._calls = Calls()
         self._before = 0  # calls that an earlier process had seen return
         self._keep = keep
+        self._tell_strategy = tell_strategy
         self._tell_result = tell_result
         self._number = 0
         self._round: _Follower | None = None
@@ -153,6 +156,7 @@ class StrategyCalls:
         return ended.result
 
     def _gone_through(self, start: Callable[..., Any], bound: inspect.BoundArguments, strategy: Strategy) -> Any:
+        self._tell_strategy(strategy)
         rounds = self._calls.open or Rounds()
         self._calls.open = rounds
         self._round = _Follower(strategy, rounds, lambda: self._keep(self._calls, rounds.last))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -13,13 +13,14 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from hub_service.aggregators.mailbox import Mailbox
 from hub_service.aggregators.observer import Observer
 from hub_service.aggregators.observing_grid import ObservingGrid, _Open, _reply_metadata
+from hub_service.aggregators.strategy_calls import Calls, StrategyCalls
 from hub_service.domain.runs import EventKind, RunEvent
 from tests.fakes.in_memory_grid import task_identity
 
@@ -120,11 +121,35 @@ ODD = {
 }
 
 
+def averaged(grid: ScriptedGrid, strategy: Strategy, rounds: int = 1) -> Result:
+    """As the ServerApp goes through it."""
+    with StrategyCalls(Calls, lambda *_: None, grid.note_strategy, grid.note_result).followed():
+        return strategy.start(grid, ArrayRecord({"w": array_of(0)}), rounds)
+
+
+class Patient(FedAvg):
+    """An app's own, which takes what differs."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        replies = [reply for reply in replies if reply.has_content()]
+        return cast(ArrayRecord, replies[0].content["arrays"]), MetricRecord({"answers": len(replies)})
+
+
+def test_an_apps_own_strategy_may_take_answers_that_differ(tmp_path: Path) -> None:
+    answers = {node: content(array_of(1), GOOD | more) for node, more in enumerate(({}, {"auc": 0.5}, {}), start=1)}
+    grid = ScriptedGrid(tmp_path, answers)
+    result = averaged(grid, Patient(fraction_evaluate=0.0))
+    assert result.train_metrics_clientapp[1]["answers"] == 3
+    assert grid.faults == {}
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_site_with_an_odd_answer_is_left_out_and_the_others_go_on(tmp_path: Path, name: str) -> None:
     odd, fault = ODD[name]
     grid = ScriptedGrid(tmp_path, {1: content(array_of(1), GOOD), 2: odd, 3: content(array_of(3), GOOD)})
-    result = FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord({"w": array_of(0)}), 1)
+    result = averaged(grid, FedAvg(fraction_evaluate=0.0))
     np.testing.assert_array_equal(result.arrays["w"].numpy(), np.full(SHAPE, 2.0))
     assert list(grid.faults) == [2]
     assert fault in grid.faults[2]
@@ -132,7 +157,7 @@ def test_a_site_with_an_odd_answer_is_left_out_and_the_others_go_on(tmp_path: Pa
 
 def test_of_two_sites_the_one_that_leaves_something_out_is_odd(tmp_path: Path) -> None:
     grid = ScriptedGrid(tmp_path, {1: content(array_of(1), {"num-examples": 10}), 2: content(array_of(2), GOOD)})
-    result = FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord({"w": array_of(0)}), 1)
+    result = averaged(grid, FedAvg(fraction_evaluate=0.0))
     np.testing.assert_array_equal(result.arrays["w"].numpy(), np.full(SHAPE, 2.0))
     assert list(grid.faults) == [1]
 
@@ -161,7 +186,7 @@ def test_of_a_message_that_is_over_nothing_is_kept(tmp_path: Path, own_loop: boo
         messages = [Message(content(array_of(0), {}), node, "train") for node in (1, 2, 3)]
         assert len(list(grid.pull_messages(grid.push_messages(messages)))) == 3
     else:
-        FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord({"w": array_of(0)}), 2)
+        averaged(grid, FedAvg(fraction_evaluate=0.0), 2)
     assert grid._replies
     for message_id in grid._replies:
         with pytest.raises(KeyError):

@@ -71,7 +71,7 @@ class Run:
             self.kept.append(number)
             checkpoints.write(Place(round=number), calls)
 
-        with StrategyCalls(found.calls if found else Calls, keep, self.results.append).followed():
+        with StrategyCalls(found.calls if found else Calls, keep, lambda _: None, self.results.append).followed():
             work()
 
 
@@ -177,16 +177,16 @@ def test_an_apps_own_strategy_with_what_cannot_be_kept(tmp_path: Path) -> None:
         checkpoints.write(Place(round=number), calls)
 
     seed_generators([1])
-    with StrategyCalls(Calls, lambda *_: None, lambda _: None).followed():
+    with StrategyCalls(Calls, lambda *_: None, lambda _: None, lambda _: None).followed():
         work()
     seed_generators([1])
-    with pytest.raises(ProcessLost), StrategyCalls(Calls, keep, lambda _: None).followed():
+    with pytest.raises(ProcessLost), StrategyCalls(Calls, keep, lambda _: None, lambda _: None).followed():
         work(lost_in=3)
     found = checkpoints.read()
     assert found is not None
     assert found.place.round == 2
     assert set(lost) == {"lock"}
-    with StrategyCalls(found.calls, keep, lambda _: None).followed():
+    with StrategyCalls(found.calls, keep, lambda _: None, lambda _: None).followed():
         work()
     undisturbed, disturbed = results
     assert undisturbed.train_metrics_clientapp == disturbed.train_metrics_clientapp
@@ -198,13 +198,13 @@ def test_an_apps_own_strategy_with_what_cannot_be_kept(tmp_path: Path) -> None:
 def test_a_start_that_had_returned_returns_the_same_again(tmp_path: Path) -> None:
     kept: list[Calls] = []
     told: list[ArrayRecord] = []
-    with StrategyCalls(Calls, lambda calls, _: kept.append(calls), told.append).followed():
+    with StrategyCalls(Calls, lambda calls, _: kept.append(calls), lambda _: None, told.append).followed():
         first = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
         first.start(Silent(), arrays_of(1), 1)
         result = first.start(Silent(), arrays_of(2), 1, evaluate_fn=lambda number, _: MetricRecord({"n": number}))
     after = np.random.random()
     np.random.seed(0)
-    with StrategyCalls(lambda: kept[-1], lambda *_: None, told.append).followed():
+    with StrategyCalls(lambda: kept[-1], lambda *_: None, lambda _: None, told.append).followed():
         again = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
         again.start(Silent(), arrays_of(1), 1)
         assert again.start(Silent(), arrays_of(2), 1) is result
@@ -271,7 +271,7 @@ def test_what_is_of_the_apps_own_classes_is_so_after_a_loss_too(
 
 
 def test_an_override_may_return_what_it_likes() -> None:
-    with StrategyCalls(Calls, lambda *_: None, lambda _: None).followed():
+    with StrategyCalls(Calls, lambda *_: None, lambda _: None, lambda _: None).followed():
 
         class Odd(FedAvg):
             def start(self) -> str:  # type: ignore[override]
