@@ -13,6 +13,7 @@ import pytest
 from docker.errors import APIError, NotFound
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
+from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.user import User, UserDict
 from sqlalchemy.pool import StaticPool
 from tornado.httpserver import HTTPServer
@@ -133,7 +134,9 @@ async def server() -> AsyncIterator[tuple[HTTPServer, int]]:
     listener.close()
     server = HTTPServer(Application([(r".*", Api)]))
     yield server, port
+    await JupyterHubHTTPClient.loop_instance().close()
     server.stop()
+    await server.close_all_connections()
 
 
 def running(users: UserDict, name: str, port: int = 9) -> User:
