@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ def loaded(fab: bytes, folder: Path) -> Iterator[LoadedApp]:
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - modules:
-            if name.startswith("federated_"):
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{installed}{os.sep}"):
                 del sys.modules[name]
 
 

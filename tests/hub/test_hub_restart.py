@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -14,7 +15,7 @@ PERSON = "amara"
 
 
 @pytest.fixture
-async def token(configured: None, service_command: list[str]) -> str:
+async def token(configured: None, service_command: list[str]) -> AsyncIterator[str]:
     """Of a server that was started by a Hub which has ended, and runs on."""
     hub = await start_hub(service_command)
     browser = Browser(hub.bind_url.rstrip("/"))
@@ -24,8 +25,8 @@ async def token(configured: None, service_command: list[str]) -> str:
     assert spawner.ready
     await browser.http.aclose()
     await stop_hub(hub, servers=False)
-    token: str = spawner.api_token
-    return token
+    yield spawner.api_token
+    await asyncio.to_thread(spawner.proc.wait, 30)  # this process is its parent, which the next Hub's would not be
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ async def test_a_waiting_client_asks_two_questions_that_are_held_and_nothing_els
     service.apps = {fab_hash: app}
     service.assign(replace(ASSIGNMENT, fab_hash=fab_hash))
     await reported(service, ClientState.READY)
+    await asyncio.to_thread(service.wait_for, lambda s: "api/site/packages" in s.asked)  # told once, in its own time
     before = len(service.asked)
     await asyncio.to_thread(service.wait_for, lambda s: s.asked[before:].count("api/assignments") == 4)
     assert set(service.asked[before:]) - {"activate-node"} == {"api/assignments"}

@@ -14,7 +14,7 @@ import pytest
 from federator.contract import ClientState
 from federator.fleet import FleetConnection
 from federator.framing import Data
-from federator.node import Interrupted
+from federator.node import Interrupted, _private_folder
 from flwr.cli.install import install_from_fab
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -434,6 +434,19 @@ async def test_an_app_that_was_unpacked_half_is_unpacked_again(
         assert "could not be loaded" in await member.reaches(ClientState.READY)
         await it.start_run(app, [member], rounds=1)
         assert [reply.text for reply in replies(await it.end_of_run(), member)] == [""]
+
+
+async def test_nodes_that_begin_at_once_leave_each_others_folders_alone(tmp_path: Path) -> None:
+    """Each looks at the others' new folders, which nobody has locked yet."""
+
+    def begin_and_end() -> None:
+        for _ in range(50):
+            with _private_folder(tmp_path) as folder:
+                (folder / "app").touch()
+                assert (folder / "app").exists()
+
+    await asyncio.gather(*(asyncio.to_thread(begin_and_end) for _ in range(8)))
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_what_is_not_the_approved_app_is_not_loaded(tmp_path: Path) -> None:

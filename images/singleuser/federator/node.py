@@ -726,24 +726,25 @@ def _private_folder(below: Path | None) -> Iterator[Path]:
     """A folder that is gone with its node. Those of nodes that were killed are removed: they hold a project's code."""
     with tempfile.TemporaryDirectory(prefix=_FOLDER, dir=below, ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with _locked(folder):
+        with _locked(folder, fcntl.LOCK_EX):  # another node may be looking at it just now
             for other in folder.parent.glob(f"{_FOLDER}*"):
                 _remove_abandoned(other)
             yield folder
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), _locked(folder):  # another user's, or one whose node lives
+    # It may be another user's, or one whose node lives.
+    with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
         if any(folder.iterdir()):  # an empty one may be a node's that has not locked it yet
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else can lock the folder until this ends, or its process. Raises OSError where somebody has."""
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Nobody else can lock the folder until this ends, or its process. Raises OSError; with LOCK_NB, where one has."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
         yield
     finally:
         os.close(descriptor)
