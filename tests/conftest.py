@@ -80,7 +80,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database-seconds", type=float, default=0.0, help="how long a run's database stays away")
     parser.addoption("--cut-seconds", type=float, default=20.0, help="how long a site is cut off")
     parser.addoption("--soak-minutes", type=float, default=10.0, help="how long the soak takes")
-    parser.addoption("--fault-seconds", type=float, default=60.0, help="how often the soak has a fault, in the mean")
 
 
 def pytest_configure() -> None:

@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(5 * 3600)]  # its leng
 PROJECTS = 5
 ROUNDS, LONG_ROUNDS = 8, 2
 PACES_S = (0.5, 1.0, 2.0, 4.0)
+FAULTS_EVERY_S = 60.0
 LOSES_AGGREGATORS = (chaos.REBOOT, "aggregator killed")
 SAMPLES_EVERY_S = 5.0
 ALWAYS_THERE = {Kind.HUB, Kind.SERVICE, Kind.SERVER, Kind.KERNEL}
@@ -52,7 +53,6 @@ class Soak:
     expected: Mapping[int, Mapping[str, bytes]]  # rounds -> model
     random: random.Random
     longest_round_s: float
-    faults_every_s: float
     lost_at: float = 0.0  # all aggregators, the last time
     faults: list[str] = field(default_factory=list)
     runs: Counter[str] = field(default_factory=Counter)  # project's name -> how many
@@ -79,9 +79,9 @@ class Soak:
         return time.monotonic() > self.lost_at + 2.2 * self.longest_round_s
 
     async def disturb(self) -> None:
-        await asyncio.sleep(self.faults_every_s / 2)
-        while time.monotonic() < self.ends - self.faults_every_s / 2:
-            next_at = time.monotonic() + self.faults_every_s * self.random.uniform(0.5, 1.5)
+        await asyncio.sleep(FAULTS_EVERY_S / 2)
+        while time.monotonic() < self.ends - FAULTS_EVERY_S / 2:
+            next_at = time.monotonic() + FAULTS_EVERY_S * self.random.uniform(0.5, 1.5)
             fault = self.random.choice([one for one in FAULTS if one not in LOSES_AGGREGATORS or self.may_lose()])
             if fault in LOSES_AGGREGATORS:
                 self.lost_at = time.monotonic()
@@ -141,8 +141,7 @@ async def test_nothing_is_lost_in_a_long_time(
 
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - shown where it fails
-    ends, draw = time.monotonic() + seconds, random.Random(seed)  # noqa: S311
-    soak = Soak(machine, them, ends, expected, draw, paces[-1], pytestconfig.getoption("fault_seconds"))
+    soak = Soak(machine, them, time.monotonic() + seconds, expected, random.Random(seed), paces[-1])  # noqa: S311
     with measuring(SOAK) as measured:
         measured |= {"seed": seed, "seconds": seconds, "faults": soak.faults}
         try:
