@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
 
 from hub_service.aggregators.checkpoint import Checkpoints, generators, put_generators
 from hub_service.aggregators.mailbox import Mailbox
@@ -32,6 +33,8 @@ class QuietGrid:
     last_evaluate = None
 
     def show(self, nodes: Any) -> None: ...
+
+    def note_strategy(self, strategy: Strategy) -> None: ...
 
     def note_result(self, arrays: ArrayRecord) -> None: ...
 
