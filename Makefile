@@ -17,8 +17,8 @@ help: ## Show this list
 demo: setup ## Run the whole journey, then leave the Hub up.  EXIT=1: end after the table.  DATA=<folder>: image sites.  PORT=8000
 	@$(PY) -m examples.demo --port $(or $(PORT),8000) $(if $(EXIT),--exit) $(if $(DATA),--data "$(DATA)")
 
-test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out
-	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS)
+test: setup ## Run every test this machine can run; what is left out is named.  REQUIRE_ALL=1: leave nothing out.  STATUS=<file>: pytest's exit status
+	@$(PY) -m pytest $(if $(REQUIRE_ALL),--require-all) $(ARGS) $(if $(STATUS),|| { echo $$? >"$(STATUS)"; exit 1; })
 
 chaos: setup ## Kill everything again and again, for hours; figures below test-output/reliability.  TRIES=25  MINUTES=120
 	@RESUME_KILLS=$(or $(TRIES),25) $(PY) -m pytest --tries $(or $(TRIES),25) --soak-minutes $(or $(MINUTES),120) --cut-seconds 360 --database-seconds 60 $(or $(ARGS),$(CHAOS))
