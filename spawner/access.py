@@ -37,6 +37,26 @@ PASSWORD_VARIABLES = ("PGPASSFILE", "PGPASSWORD")
 SHORTEST_TOKEN = 32  # characters
 START_TIMEOUT_S = 180
 
+ADMINISTRATOR_SCOPES = (
+    "admin-ui",
+    "list:users",
+    "read:users",
+    "delete:users",
+    "servers",
+    "list:groups",
+    "read:groups",
+    "list:services",
+    "read:services",
+    "read:hub",
+    "shutdown",
+)
+"""What the Hub's administrators may do: look after accounts and servers, start and stop them. JupyterHub's own role
+`admin` may also open each person's notebook server (`access:servers`), and get there by a token in their name
+(`tokens`), a share (`shares`), a new name (`users`), a place in a group (`admin:groups`) or a proxy of its own
+(`proxy`): beside a hospital's data that is for nobody, and nobody has that role here.
+See "Scopes" in JupyterHub's documentation.
+"""
+
 SERVICE_SCOPES = ("read:users:name", "read:users:groups", "read:groups")
 """What the service may ask the Hub: whether an invited person exists, which site they belong to, and who belongs to a
 site still while it takes part in a run."""
@@ -60,8 +80,8 @@ def roles(deployment: Deployment) -> list[dict[str, Any]]:
         },
         {
             "name": "federation-admin",
-            "description": "Look after the federation service",
-            "scopes": [str(Scope.ACCESS), str(Scope.USE), str(Scope.ADMINISTER)],
+            "description": "Look after the Hub and the federation service",
+            "scopes": [*ADMINISTRATOR_SCOPES, str(Scope.ACCESS), str(Scope.USE), str(Scope.ADMINISTER)],
             "groups": [ADMIN_GROUP],
         },
         {

@@ -152,7 +152,7 @@ class SiteAuthenticator(GenericOAuthenticator):
             raise LoginRefused(decision, self.admin_contact, auth_model["name"])
         return {
             **auth_model,
-            "admin": decision.is_admin,
+            "admin": False,  # its rights are by group: spawner.access
             "auth_state": {**auth_state, GROUPS_KEY: sorted(decision.groups)},
         }
 

@@ -18,7 +18,6 @@ from typing import Any
 from docker.errors import APIError
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.scopes import needs_scope
-from jupyterhub.user import User
 from markupsafe import Markup, escape
 from tornado.web import HTTPError, StaticFileHandler, authenticated
 
@@ -33,6 +32,7 @@ from spawner.engines import EngineUnavailable, engine_of
 from spawner.gpu_leases import Lease, leases_of
 from spawner.labels import SERVER_LABEL, SITE_LABEL, USER_LABEL
 from spawner.sites import ContainerSite, DockerSite, SwarmSite
+from spawner.sso import ADMIN_GROUP
 from spawner.tables import Problem
 
 PATH = "/federation-sites"
@@ -104,7 +104,7 @@ class _AdministratorsHandler(BaseHandler):
     async def prepare(self) -> None:
         await super().prepare()
         user = self.current_user
-        if user is not None and not (isinstance(user, User) and user.admin):
+        if user is not None and ADMIN_GROUP not in [group.name for group in getattr(user, "groups", [])]:
             raise HTTPError(403, "The sites are looked after by the Hub's administrators.")
 
     async def listing(self) -> catalogue.Listing:

@@ -204,7 +204,6 @@ class Admission:
     """A person who may log in. `groups` replaces all groups they had."""
 
     groups: frozenset[str]
-    is_admin: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +240,7 @@ def admit(sso: Sso, username: str, claims: Mapping[str, Any]) -> Admission | Ref
     groups = {SITE_GROUP_PREFIX + slug for slug in sites}
     groups |= {STEWARD_GROUP_PREFIX + slug for slug in _stewarded(sso, username, claims, sites)}
     groups |= {ADMIN_GROUP} if is_admin else set()
-    return Admission(frozenset(groups), is_admin)
+    return Admission(frozenset(groups))
 
 
 def institutions_in(claim: object, form: ClaimForm) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_a_preset_reads_what_its_provider_sends(
 ) -> None:
     table = sso(preset=preset, issuer="https://login.example/realms/r", institutions={institution: "st-anna"})
     assert claims[table.provider.username_claim] == username
-    assert admit(table, "amara", claims) == Admission(frozenset({"site-st-anna"}), is_admin=False)
+    assert admit(table, "amara", claims) == Admission(frozenset({"site-st-anna"}))
 
 
 def test_every_preset_is_tested_with_claims() -> None:
@@ -139,7 +139,7 @@ def test_a_table_writes_over_its_preset() -> None:
     provider = table.provider
     assert (provider.username_claim, provider.institution_claim, provider.scopes) == ("email", "hd", ("openid",))
     google = {"email": "a@st-anna.example", "hd": "st-anna.example"}
-    assert admit(table, "a@st-anna.example", google) == Admission(frozenset({"site-st-anna"}), is_admin=False)
+    assert admit(table, "a@st-anna.example", google) == Admission(frozenset({"site-st-anna"}))
 
 
 def test_the_issuer_can_be_the_institution() -> None:
@@ -177,7 +177,7 @@ def test_a_person_of_two_sites_is_refused() -> None:
 def test_two_institutions_of_one_site_are_one_site() -> None:
     table = sso(institutions={"a.example": "st-anna", "b.example": "st-anna"})
     decision = admit(table, "sam", {"schac_home_organization": ["a.example", "b.example"]})
-    assert decision == Admission(frozenset({"site-st-anna"}), is_admin=False)
+    assert decision == Admission(frozenset({"site-st-anna"}))
 
 
 @pytest.mark.parametrize("institution", ["ST-ANNA.example", "st-anna.example"])
@@ -205,14 +205,14 @@ def test_stewards_are_named() -> None:
     table = sso(stewards={"st-anna": {"users": ["Ingrid"]}})
     ingrid = admit(table, "ingrid", {"schac_home_organization": "st-anna.example"})
     amara = admit(table, "amara", {"schac_home_organization": "st-anna.example"})
-    assert ingrid == Admission(frozenset({"site-st-anna", "steward-st-anna"}), is_admin=False)
-    assert amara == Admission(frozenset({"site-st-anna"}), is_admin=False)
+    assert ingrid == Admission(frozenset({"site-st-anna", "steward-st-anna"}))
+    assert amara == Admission(frozenset({"site-st-anna"}))
 
 
 def test_a_steward_may_be_named_for_another_site() -> None:
     table = sso(stewards={"vall-verde": {"users": ["ingrid"]}})
     decision = admit(table, "ingrid", {"schac_home_organization": "st-anna.example"})
-    assert decision == Admission(frozenset({"site-st-anna", "steward-vall-verde"}), is_admin=False)
+    assert decision == Admission(frozenset({"site-st-anna", "steward-vall-verde"}))
 
 
 def test_a_claim_makes_stewards_at_home_only() -> None:
@@ -220,7 +220,7 @@ def test_a_claim_makes_stewards_at_home_only() -> None:
     table = sso(stewards={"st-anna": steward, "vall-verde": steward})
     claims = {"schac_home_organization": "st-anna.example", "entitlement": ["urn:other", "urn:steward"]}
     decision = admit(table, "ingrid", claims)
-    assert decision == Admission(frozenset({"site-st-anna", "steward-st-anna"}), is_admin=False)
+    assert decision == Admission(frozenset({"site-st-anna", "steward-st-anna"}))
     assert isinstance(other := admit(table, "amara", claims | {"entitlement": "urn:other"}), Admission)
     assert other.groups == {"site-st-anna"}
 
@@ -228,7 +228,7 @@ def test_a_claim_makes_stewards_at_home_only() -> None:
 def test_an_admin_needs_no_site() -> None:
     table = sso(admins=["Robin"])
     decision = admit(table, "robin", {"schac_home_organization": "lakeview.example"})
-    assert decision == Admission(frozenset({"federation-admins"}), is_admin=True)
+    assert decision == Admission(frozenset({"federation-admins"}))
 
 
 def test_an_admin_of_two_sites_is_refused_too() -> None:
