@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 
 from examples.demo.browser import Browser
 from examples.demo.people import COLLEAGUES, RESEARCHERS, STEWARDS
-from examples.demo.scenario import Study
+from examples.demo.scenario import Study, all_ready, approve
 from examples.demo.stack import Stack
 
 pytestmark = pytest.mark.needs_node
 
+RUN_S = 120.0
 SECRET_NAME = "Sarcoma before publication"
 # Answers to anyone who may use the service; what they answer with is checked for the other tenant's names.
 OWN_ROUTES = {
@@ -42,7 +44,7 @@ class FirstTenant:
 
 @pytest.fixture(scope="module")
 async def first(stack: Stack, study: Study) -> FirstTenant:
-    """A project with a member, a participation and an approved app version, which nobody else was told of."""
+    """A project with a member, a participation, an approved version and a finished run, known to its site's steward."""
     owner = Browser(COLLEAGUES[0].username, COLLEAGUES[0].subject, stack.origin)
     await owner.log_in()
     page = await owner.submit(
@@ -54,17 +56,35 @@ async def first(stack: Stack, study: Study) -> FirstTenant:
     joined = await owner.post(f"api/projects/{project_id}/participation", {"dataset": study.dataset})
     project = await owner.get(f"api/projects/{project_id}")
     description = await owner.get("api/openapi.json")
+    run_id = await finished_run(owner, project_id, stack)
     await owner.close()
     ids = {
         "project_id": project_id,
         "fab_hash": project["versions"][0]["fab_hash"],
         "participation_id": joined["participation_id"],
         "user": COLLEAGUES[0].username,
-        "run_id": "no-such-run",
+        "run_id": run_id,
         "site": COLLEAGUES[0].site,
         "name": "tabular",
     }
     return FirstTenant(ids, description)
+
+
+async def finished_run(owner: Browser, project_id: str, stack: Stack) -> str:
+    steward = Browser(STEWARDS[0].username, STEWARDS[0].subject, stack.origin)
+    await steward.log_in()
+    await approve(steward, project_id)
+    await steward.close()
+    await owner.start_server()
+    await all_ready(owner, project_id, 1)
+    run_id = str((await owner.post(f"api/projects/{project_id}/runs", {"rounds": 1, "compare": False}))["id"])
+    async with asyncio.timeout(RUN_S):
+        async for kind, run in owner.watch(project_id):
+            if kind == "run" and run["summary"]["status"] == "finished":
+                break
+    await owner.stop_server()
+    assert len(await owner.download(f"api/runs/{run_id}/model")) > 0  # there is something to hide
+    return run_id
 
 
 @pytest.fixture(scope="module", params=["researcher of another site", "steward of another site"])
