@@ -21,7 +21,7 @@ import psutil
 
 from hub_service.store.sql import SqlStore
 from tests.fakes.hub import FakeHub
-from tests.fakes.web_world import UNLIMITED, World, served_world
+from tests.fakes.web_world import UNLIMITED, served_world
 
 MODULE = "tests.fakes.fuzzed_service"
 
@@ -57,27 +57,10 @@ async def serve(folder: Path) -> None:
     store = SqlStore(f"sqlite:///{folder / 'federation.db'}")  # rows in memory would be growth
     async with served_world(folder, FakeHub(), UNLIMITED, store=store) as world:
         told = {"url": world.url, "headers": {name: one.headers for name, one in world.hub.people.items()}}
-        sys.stdout.write(json.dumps(told | {"ids": await _with_a_project(world, folder)}) + "\n")
+        sys.stdout.write(json.dumps(told | {"ids": await world.tenant(folder)}) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
     store.close()
-
-
-async def _with_a_project(world: World, folder: Path) -> dict[str, str]:
-    project_id, fab_hash = await world.shared_project()
-    run_id = world.start_run(project_id)
-    world.report_round(project_id, run_id, 1)
-    world.finish_run(project_id, run_id, b"weights", folder)
-    return {
-        "project_id": project_id,
-        "fab_hash": fab_hash,
-        "run_id": run_id,
-        "participation_id": world.participation(project_id, "ben"),
-        "user": "ben",
-        "site": "south",
-        "name": "tabular",
-        "dataset": "slides",
-    }
 
 
 if __name__ == "__main__":

@@ -155,6 +155,23 @@ class World:
             )
         return project_id, fab_hash
 
+    async def tenant(self, folder: Path) -> dict[str, str]:
+        """ada's project, which ben has joined, with a finished run; the ids of all in it, as routes name them."""
+        project_id, fab_hash = await self.shared_project()
+        run_id = self.start_run(project_id)
+        self.report_round(project_id, run_id, 1)
+        self.finish_run(project_id, run_id, b"weights", folder)
+        return {
+            "project_id": project_id,
+            "fab_hash": fab_hash,
+            "run_id": run_id,
+            "participation_id": self.participation(project_id, "ben"),
+            "user": "ben",
+            "site": "south",
+            "dataset": "slides",
+            "name": "tabular",
+        }
+
     async def supernode_project(self) -> tuple[str, str]:
         """A project of ada's that hana's site, which has no notebook servers, takes part in, with an approved app.
 

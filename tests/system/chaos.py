@@ -24,7 +24,7 @@ import psutil
 from safetensors.numpy import load
 
 from examples.demo.browser import Browser, StepError
-from examples.demo.people import RESEARCHERS, STEWARDS
+from examples.demo.people import RESEARCHERS, STEWARDS, Researcher
 from examples.demo.scenario import all_ready
 from examples.demo.stack import Stack
 
@@ -218,7 +218,7 @@ FAULTS: Mapping[str, Fault] = {
 
 @dataclass
 class People:
-    """The demonstration's researchers, one of each site, and their stewards; logged in."""
+    """The demonstration's researchers, one of each site that takes part, and their stewards; logged in."""
 
     researchers: Sequence[Browser]
     stewards: Sequence[Browser]
@@ -228,10 +228,10 @@ class People:
 
 
 @contextlib.asynccontextmanager
-async def people(stack: Stack) -> AsyncIterator[People]:
-    """Logged in; their servers are not started."""
+async def people(origin: str, sites: int = len(RESEARCHERS)) -> AsyncIterator[People]:
+    """Those of so many sites, logged in; their servers are not started."""
     researchers, stewards = (
-        [Browser(one.username, one.subject, stack.origin) for one in group] for group in (RESEARCHERS, STEWARDS)
+        [Browser(one.username, one.subject, origin) for one in group[:sites]] for group in (RESEARCHERS, STEWARDS)
     )
     everybody = [*researchers, *stewards]
     try:
@@ -353,12 +353,12 @@ async def new_project(them: People, name: str, app: bytes, dataset: str, folder:
     return project
 
 
-def check_rounds(detail: Mapping[str, Any], rounds: int) -> None:
+def check_rounds(detail: Mapping[str, Any], rounds: int, people: Sequence[Researcher] = RESEARCHERS) -> None:
     """The run finished by itself; each round is there once, with each site once in it."""
     summary = detail["summary"]
     assert summary["status"] == "finished", summary
     assert [one["number"] for one in detail["rounds"]] == list(range(1, rounds + 1)), detail["rounds"]
-    sites = sorted(one.site for one in RESEARCHERS)
+    sites = sorted(one.site for one in people)
     for one in detail["rounds"]:
         assert sorted(part["site"] for part in one["sites"]) == sites, one
         assert not any(part["error"] for part in one["sites"]), one

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, async_playwright
 
+from examples.demo.browser import Browser as Person
 from examples.demo.data import pool_tables, write_wisconsin_sites
 from examples.demo.deployment import DatasetFolder
-from examples.demo.people import RESEARCHERS
+from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
 from tests.conftest import CHROMIUM
@@ -45,6 +47,17 @@ def stack(study_and_dataset: tuple[Study, DatasetFolder], tmp_path_factory: pyte
     folder: Path = OUTPUT / "stack"
     with running_stack(folder, embedded_sites(study_and_dataset[1]), port=free_port()) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+async def people(stack: Stack) -> AsyncIterator[dict[str, Person]]:
+    """The researchers, whose servers run, and the stewards, by user name: logged in."""
+    browsers = {one.username: Person(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
+    await asyncio.gather(*(one.log_in() for one in browsers.values()))
+    await asyncio.gather(*(browsers[one.username].start_server() for one in RESEARCHERS))
+    yield browsers
+    for one in browsers.values():
+        await one.close()
 
 
 @pytest.fixture(scope="module")

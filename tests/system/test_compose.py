@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from examples.demo.browser import Browser, StepError
 from examples.demo.deployment import DatasetFolder
 from examples.demo.display import Display
 from examples.demo.people import RESEARCHERS, STEWARDS
@@ -20,14 +15,18 @@ from examples.demo.scenario import Study, run_journey
 from examples.demo.stack import ROOT
 from spawner.container_site_spawner import DATA
 from tests.fakes.engines import BuildEngine
+from tests.fakes.paced_app import paced_app
+from tests.system import chaos
+from tests.system.chaos import Project
 from tests.system.compose import ComposeHub, running_compose
 from tests.system.docker_sites import running_engines
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.needs_compose]
 
 PEOPLE = RESEARCHERS[:2]
-FINAL = ("finished", "failed", "stopped")
-ROUNDS = 40
+ROUNDS = 10
+PACE_S = 0.5
+SEED = 20230119
 PATIENCE_S = 300.0
 OURS = ("proxy", "hub", "service")
 
@@ -83,27 +82,35 @@ async def test_the_journey_goes_through(project_id: str) -> None:
     assert project_id
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A project, and the model of its run when nothing happens."""
+
+    project: Project
+    model: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+async def undisturbed(
+    hub: ComposeHub, project_id: str, study: Study, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Undisturbed]:
+    del project_id  # its people's servers run
+    app, folder = paced_app(len(PEOPLE), PACE_S), tmp_path_factory.mktemp("app")
+    async with chaos.people(hub.origin, len(PEOPLE)) as them:
+        project = await chaos.new_project(them, "Killed", app, study.dataset, folder, PATIENCE_S)
+        run_id = await project.start(ROUNDS, SEED)
+        chaos.check_rounds(await project.end_of(run_id), ROUNDS, PEOPLE)
+        yield Undisturbed(project, await project.model_of(run_id))
+
+
 @pytest.mark.parametrize("killed", [("database",), OURS])
-async def test_a_run_goes_on_while_a_part_is_killed(hub: ComposeHub, project_id: str, killed: tuple[str, ...]) -> None:
-    owner = Browser(PEOPLE[0].username, PEOPLE[0].subject, hub.origin)
-    await owner.log_in()
-    started = await owner.post(f"api/projects/{project_id}/runs", {"rounds": ROUNDS, "compare": False})
-    await _until(owner, started["id"], lambda run: run["round"] >= 3)
-    for service in killed:
-        hub.kill(service)
-    ended = await _until(owner, started["id"], lambda run: run["status"] in FINAL)
-    await owner.close()
-    assert (ended["status"], ended["round"]) == ("finished", ROUNDS), ended
-
-
-async def _until(owner: Browser, run_id: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The run's summary, once it is so; meanwhile nobody may answer."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            with contextlib.suppress(httpx.TransportError, StepError):
-                answer = await owner.request("GET", f"api/runs/{run_id}")
-                if answer.status_code == httpx.codes.OK and reached(run := answer.json()["summary"]):
-                    return dict(run)
-                if answer.status_code == httpx.codes.UNAUTHORIZED:
-                    await owner.log_in()  # a Hub whose database is away knows nobody
-            await asyncio.sleep(0.2)
+async def test_a_run_ends_as_if_no_part_had_been_killed(
+    hub: ComposeHub, undisturbed: Undisturbed, killed: tuple[str, ...]
+) -> None:
+    project = undisturbed.project
+    async with project.run(ROUNDS, SEED) as run_id:
+        await project.round_of(run_id, 3)
+        for service in killed:
+            hub.kill(service)
+        chaos.check_rounds(await project.end_of(run_id), ROUNDS, PEOPLE)
+        assert await project.model_whatever_happens(run_id) == undisturbed.model

@@ -60,7 +60,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 async def them(stack: Stack) -> AsyncIterator[People]:
-    async with chaos.people(stack) as people:
+    async with chaos.people(stack.origin) as people:
         await people.start_servers()
         yield people
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from spawner.deployment import METRICS_TOKEN_VARIABLE
 from tests.conftest import ROOT
 from tests.fakes.postgresql import Cluster
 from tests.system.outside import Outside
+from tests.system.watching import Watch
 
 pytestmark = [pytest.mark.needs_node, pytest.mark.needs_postgresql]
 
@@ -60,51 +60,21 @@ class Collected:
         if len(value) >= SHORTEST:
             self.secrets.setdefault(value, what)
 
+    def look(self, process: psutil.Process) -> None:
+        """Keep the command line of one of the stack's processes, and what is of interest in its environment."""
+        command_line, environment = " ".join(process.cmdline()), process.environ()
+        self.command_lines.add(command_line)
+        if PROJECTS_CODE.search(command_line):
+            self.environments.add(repr(environment))
+            return
+        if "JUPYTERHUB_USER" in environment and "JUPYTERHUB_SERVICE_NAME" not in environment:
+            self.servers.add(repr(environment))
+        for name in SECRET_VARIABLES:
+            self.secret(name, environment.get(name, ""))
+
     def told_in(self, text: str, besides: tuple[str, ...] = ()) -> list[str]:
         """Names, never values, of the secrets in a text."""
         return sorted({what for value, what in self.secrets.items() if value in text and what not in besides})
-
-
-class Watch:
-    """Reads command lines and environments of all of the stack's processes, again and again."""
-
-    def __init__(self, stack: Stack, collected: Collected) -> None:
-        self._stack = stack
-        self._collected = collected
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY_S):
-            for process in list(self._processes()):
-                with suppress(psutil.Error):
-                    self._look(process)
-
-    def _processes(self) -> Iterator[psutil.Process]:
-        for started in self._stack.processes:
-            with suppress(psutil.Error):
-                parent = psutil.Process(started.popen.pid)
-                yield parent
-                yield from parent.children(recursive=True)
-
-    def _look(self, process: psutil.Process) -> None:
-        command_line, environment = " ".join(process.cmdline()), process.environ()
-        self._collected.command_lines.add(command_line)
-        if PROJECTS_CODE.search(command_line):
-            self._collected.environments.add(repr(environment))
-            return
-        if "JUPYTERHUB_USER" in environment and "JUPYTERHUB_SERVICE_NAME" not in environment:
-            self._collected.servers.add(repr(environment))
-        for name in SECRET_VARIABLES:
-            self._collected.secret(name, environment.get(name, ""))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +104,7 @@ async def collected(stack: Stack, study: Study, outside: Outside) -> Collected:
     found = Collected()
     for name, value in {**outside.variables, WEBHOOK: outside.webhook_path}.items():
         found.secret(name, value)
-    with Watch(stack, found):
+    with Watch(stack, found.look, SAMPLE_EVERY_S):
         await run_journey(stack.origin, replace(study, title="Kept secret"), RESEARCHERS, STEWARDS, Display())
         await browse(stack, found)
         await administer(stack, found)

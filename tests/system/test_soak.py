@@ -113,7 +113,7 @@ class Soak:
 @pytest.fixture(scope="module")
 async def them(stack: Stack) -> AsyncIterator[People]:
     cull_kernels(stack)
-    async with servers_are_culled(stack), chaos.people(stack) as people:
+    async with servers_are_culled(stack), chaos.people(stack.origin) as people:
         await people.start_servers()
         await people.researchers[0].start_kernel()  # nobody uses it
         yield people

@@ -11,11 +11,9 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from examples.demo.scenario import Study, run_journey
 from examples.demo.stack import Stack, free_port
 from hub_service.aggregators.processes import superlink_arguments
 from tests.conftest import ROOT
+from tests.system.watching import Watch
 from tests.web.access_table import DOCUMENT
 
 pytestmark = pytest.mark.needs_node
@@ -56,37 +55,16 @@ def told() -> dict[str, str]:
     return {what.strip(): where.replace("`", "").strip() for what, where, *_ in rows[1:]}
 
 
-class Watch:
-    """Looks at all of the stack's processes, again and again."""
+class Sockets:
+    """What listens -> where, of the processes that were looked at."""
 
     def __init__(self, stack: Stack) -> None:
-        self.seen: dict[str, set[str]] = {}  # what listens -> where
-        self._stack = stack
+        self.seen: dict[str, set[str]] = {}
         self._ports = named_ports(stack)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY_S):
-            for process in list(self._processes()):
-                with suppress(psutil.Error):
-                    for where in listening(process, self._ports):
-                        self.seen.setdefault(self._name(process, where), set()).add(where)
-
-    def _processes(self) -> Iterator[psutil.Process]:
-        for started in self._stack.processes:
-            with suppress(psutil.Error):
-                parent = psutil.Process(started.popen.pid)
-                yield parent
-                yield from parent.children(recursive=True)
+    def look(self, process: psutil.Process) -> None:
+        for where in listening(process, self._ports):
+            self.seen.setdefault(self._name(process, where), set()).add(where)
 
     @staticmethod
     def _name(process: psutil.Process, where: str) -> str:
@@ -122,9 +100,10 @@ def socket_file(name: str) -> str:
 
 
 async def test_what_listens_is_what_the_table_has(stack: Stack, study: Study) -> None:
-    with Watch(stack) as watch:
+    found = Sockets(stack)
+    with Watch(stack, found.look, SAMPLE_EVERY_S):
         await run_journey(stack.origin, replace(study, title="Listened to"), RESEARCHERS, STEWARDS, Display())
-    seen = {what: where for what, where in watch.seen.items() if what != NOT_OURS}
+    seen = {what: where for what, where in found.seen.items() if what != NOT_OURS}
     assert seen == {what: {where} for what, where in told().items() if what not in ELSEWHERE}
 
 

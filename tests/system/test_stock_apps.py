@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     dataset = DatasetFolder(DATASET, "Tables", "Four numbers, and 0 or 1.", folders)
     with running_stack(OUTPUT / "stock-apps", embedded_sites(dataset), port=free_port()) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
-    browsers = {one.username: Browser(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
-    await asyncio.gather(*(one.log_in() for one in browsers.values()))
-    await asyncio.gather(*(browsers[one.username].start_server() for one in RESEARCHERS))
-    yield browsers
-    for one in browsers.values():
-        await one.close()
 
 
 @pytest.mark.parametrize("name", NAMES)

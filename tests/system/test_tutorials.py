@@ -5,7 +5,6 @@ A comment before a block names who runs it; two other comments stand for what pe
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 from examples.demo.browser import Browser, NotebookKernel
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import all_ready, approve
-from examples.demo.stack import ROOT, Stack
+from examples.demo.stack import ROOT
 
 pytestmark = [pytest.mark.needs_node, pytest.mark.timeout(600)]
 
@@ -34,16 +33,6 @@ class Step:
 def steps_of(page: str) -> list[Step]:
     text = (ROOT / page).read_text()
     return [Step(found["who"], found["code"] or "") for found in _STEP.finditer(text)]
-
-
-@pytest.fixture(scope="module")
-async def people(stack: Stack) -> AsyncIterator[dict[str, Browser]]:
-    browsers = {one.username: Browser(one.username, one.subject, stack.origin) for one in (*RESEARCHERS, *STEWARDS)}
-    await asyncio.gather(*(one.log_in() for one in browsers.values()))
-    await asyncio.gather(*(browsers[one.username].start_server() for one in RESEARCHERS))
-    yield browsers
-    for one in browsers.values():
-        await one.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,14 @@ from hub_service.aggregators.events import MODEL_FILE, round_model_file
 from hub_service.aggregators.model_file import keep_model, write_model
 from hub_service.artifacts import Artifacts
 from hub_service.domain.errors import NotFound
-from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.results import statistics
 from hub_service.results.models import RoundModels, best_round
 from hub_service.results.scores import differences, labels, scores
 from hub_service.run_progress import finite
+from tests.fakes.runs import RUN as RUNNING
 
-RUN = Run(
-    id="r1",
-    project_id="p1",
-    number=1,
-    fab_hash="f" * 64,
-    rounds=2,
-    compare=True,
-    target=RunTarget.FINISHED,
-    status=RunStatus.FINISHED,
-    phase="",
-    message="",
-    started_by="anna",
-    sites={"t1": "north", "t2": "east"},
-    created_at=datetime(2026, 3, 1, tzinfo=UTC),
-    finished_at=None,
-    model_sha256="",
-    model_size=0,
-    model_round=0,
-    nodes={"11": "north", "22": "east"},
-)
+RUN = replace(RUNNING, status=RunStatus.FINISHED)
 
 
 def scored(model: str, node_id: int, counts: list[int] | None = None, examples: int = 0, **metrics: float) -> RunEvent:

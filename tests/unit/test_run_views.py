@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
-from federator.contract import RunStatus, SourceFile
+from federator.contract import SourceFile
 
 from hub_service.apps.build import AppBuilder, BuiltApp
 from hub_service.domain.projects import AppVersion, Project
-from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.results.scores import scores, weighted
 from hub_service.results.signing import SigningKey
 from hub_service.run_progress import Progress, finite, with_site_names
@@ -20,27 +19,7 @@ from hub_service.run_views import record, rounds, run_detail
 from tests.fakes.aggregators import reply, sent
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.notebooks import mean_notebook
-
-RUN = Run(
-    id="r1",
-    project_id="p1",
-    number=1,
-    fab_hash="f" * 64,
-    rounds=2,
-    compare=True,
-    target=RunTarget.FINISHED,
-    status=RunStatus.RUNNING,
-    phase="",
-    message="",
-    started_by="anna",
-    sites={"t1": "north", "t2": "east"},
-    created_at=datetime(2026, 3, 1, tzinfo=UTC),
-    finished_at=None,
-    model_sha256="",
-    model_size=0,
-    model_round=0,
-    nodes={"11": "north", "22": "east"},
-)
+from tests.fakes.runs import RUN
 
 
 def test_a_round_joins_what_each_site_did() -> None:

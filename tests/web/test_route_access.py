@@ -12,23 +12,6 @@ from hub_service.web.schema import OPERATIONS
 from tests.fakes.web_world import World, notebook, path, plain, public_key
 
 
-async def tenant(world: World, folder: Path) -> dict[str, str]:
-    """ada's project, which ben has joined, with a finished run; the ids of all that is in it."""
-    project_id, fab_hash = await world.shared_project()
-    run_id = world.start_run(project_id)
-    world.report_round(project_id, run_id, 1)
-    world.finish_run(project_id, run_id, b"weights", folder)
-    return {
-        "project_id": project_id,
-        "fab_hash": fab_hash,
-        "run_id": run_id,
-        "participation_id": world.participation(project_id, "ben"),
-        "user": "ben",
-        "site": "south",
-        "name": "tabular",
-    }
-
-
 async def ask(
     world: World, name: str | None, method: str, address: str, request: dict[str, Any]
 ) -> tuple[int, dict[str, str], Any]:
@@ -92,7 +75,7 @@ FORMS = ["apps", "invitations", "participation", "decline", "leave", "remove", "
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_stranger_learns_nothing_from_a_form(world: World, tmp_path: Path, form: str) -> None:
-    ids = await tenant(world, tmp_path)
+    ids = await world.tenant(tmp_path)
     fields = {"user": "cleo", "dataset": "slides", "rounds": "1", "run": ids["run_id"]}
     upload = {"files": {"app": ("a.ipynb", notebook())}} if form == "apps" else {}
     async with world.browser("cleo") as browser:
