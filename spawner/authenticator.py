@@ -27,11 +27,15 @@ class LoginRefused(HTTPError):
 
     Args:
         username: what their account is called, where they have one; None where the provider gave no name.
+
+    Attributes:
+        disowned: whether they had an account, and what it had was taken back.
     """
 
     def __init__(self, refusal: Refusal, admin_contact: str, username: str | None) -> None:
         super().__init__(403, f"Login refused: {refusal.reason} {refusal.claim}={refusal.values!r}")
         self.refusal = refusal
+        self.disowned = False
         self.username = username
         self.admin_contact = admin_contact
         self.jupyterhub_message = refusal.reason
@@ -52,6 +56,7 @@ class SiteCallbackHandler(OAuthCallbackHandler):
             if refused.username is not None and (former := self.find_user(refused.username)) is not None:
                 self._disown(former)
                 await _look_at_servers(former)
+                refused.disowned = True
             raise
         if user is not None:
             await _look_at_servers(user)

@@ -86,7 +86,9 @@ async def test_no_detour_leads_there(
 async def test_they_look_after_accounts_and_servers(
     hub: InProcessHub, steward: Browser, administrator: Browser, all_rights: dict[str, str]
 ) -> None:
-    assert (await administrator.http.get("/hub/admin")).status_code == httpx.codes.OK
+    page = await administrator.http.get("/hub/admin")
+    assert page.status_code == httpx.codes.OK
+    assert "A server is opened by nobody but its person" in page.text
     seen = (await administrator.http.get(f"/hub/api/users/{STEWARD}", headers=all_rights)).json()
     assert (seen["name"], seen["groups"]) == (STEWARD, ["site-st-anna", "steward-st-anna"])
     assert "" in seen["servers"]

@@ -69,7 +69,10 @@ async def test_who_is_let_in_no_more_keeps_nothing(
     hub.db.commit()
     assert (await elsewhere.http.get("/hub/api/user", headers=own)).status_code == httpx.codes.OK
     provider.says(PERSON, preferred_username=PERSON, schac_home_organization="lakeview.example")
-    assert (await elsewhere.log_in(PERSON)).status_code == httpx.codes.FORBIDDEN
+    page = await elsewhere.log_in(PERSON)
+    assert page.status_code == httpx.codes.FORBIDDEN
+    assert "Your server was stopped, and your rights and tokens were taken back" in page.text
+    assert "No account was made" not in page.text
     assert (person.groups, person.admin, person.active) == ([], False, False)
     assert not psutil.pid_exists(pid)
     assert (await elsewhere.http.get("/hub/api/user", headers=own)).status_code == httpx.codes.FORBIDDEN
