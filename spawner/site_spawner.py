@@ -26,6 +26,7 @@ from traitlets.config import LoggingConfigurable
 from spawner.deployment import Deployment
 from spawner.injection import SERVER_TOKEN_SCOPES, environment, server_arguments
 from spawner.placement import Placement, PlacementRefused, place
+from spawner.ports import free_port
 from spawner.sites import EmbeddedSite
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
@@ -212,6 +213,7 @@ class EmbeddedSiteSpawner(SiteSpawner, SimpleLocalProcessSpawner):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home_dir = str(home)
         self.notebook_dir = str(home)
+        self.port = free_port()
         host, port = await super().start()
         self._born = psutil.Process(self.pid).create_time()
         # A Hub that is killed from here on leaves a process, which the next one must know.

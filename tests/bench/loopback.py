@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import httpx
 import uvicorn
 
-from examples.demo.stack import ROOT, free_port
+from examples.demo.stack import ROOT
+from spawner.ports import free_port
 
 CLIENTS = ("httpx", "http.client")
 _START_S = 30

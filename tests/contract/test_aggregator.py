@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from hub_service.aggregators.plan import PLAN_FILE
 from hub_service.aggregators.processes import LOST, answers, environment, flower_run_id, superlink_arguments
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
+from spawner.ports import free_port
 from tests.fakes.aggregator_places import DockerPlace, LocalPlace, Place, processes_below
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.measured import module_command
@@ -262,12 +262,6 @@ async def test_a_superlink_on_a_unix_socket_tells_a_serverapp_nothing_by_tcp(tmp
 
 
 # --- the local backend
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def script(folder: Path, text: str) -> tuple[str, ...]:

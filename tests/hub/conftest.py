@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from examples.demo import deployment
 from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE, METRICS_TOKEN_VARIABLE
+from spawner.ports import free_port
 from tests.fakes import echo_service
 from tests.fakes.in_process_hub import InProcessHub, start_hub, stop_hub
 from tests.hub.actors import HUB_SECRET, METRICS_TOKEN, Browser, IdentityProvider
@@ -80,8 +79,7 @@ async def browser(hub: InProcessHub) -> AsyncIterator[Browser]:
 
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, no two the same."""
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)

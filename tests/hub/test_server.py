@@ -57,6 +57,11 @@ def test_the_page_says_that_the_site_isolates_nothing(server: Running) -> None:
     assert "St. Anna Hospital is an embedded site: it isolates nothing." in server.spawn_page
 
 
+def test_its_port_is_none_that_the_system_gives_to_others_while_it_starts(server: Running) -> None:
+    lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert server.spawner.port < lowest_given
+
+
 def test_nothing_of_the_hubs_environment_is_inherited_that_is_not_named(server: Running) -> None:
     set_by_us = {*Env, "FLWR_TELEMETRY_ENABLED", "OMP_NUM_THREADS"}
     set_by_the_hub = {"HOME", "USER", "SHELL", "JPY_API_TOKEN"}

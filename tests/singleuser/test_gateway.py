@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from base64 import b64encode
@@ -40,6 +39,7 @@ from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
 from hub_service.gateway.handlers import FleetHandler
 from hub_service.site_stages import Stage
+from spawner.ports import free_port
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import averaging_app
@@ -70,12 +70,6 @@ async def post(
         return await client.post(
             f"http://{it.address}/v1/fleet/{operation}", content=body, headers=headers | {"prefer": f"wait={wait}"}
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def pull(member: Member) -> PullMessagesRequest:

@@ -14,7 +14,8 @@ from examples.demo.data import pool_tables, write_wisconsin_sites
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study
-from examples.demo.stack import ROOT, Stack, embedded_sites, free_port, running_stack
+from examples.demo.stack import ROOT, Stack, embedded_sites, running_stack
+from spawner.ports import free_port
 from tests.conftest import CHROMIUM
 from tests.fakes.engines import BuildEngine
 from tests.system.docker_sites import DockerSites, running_docker_sites, running_engines

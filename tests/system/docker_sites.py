@@ -22,7 +22,8 @@ import tomli_w
 
 from examples.demo.deployment import CLIENT_ID, Ports
 from examples.demo.people import ADMINISTRATOR, INSTITUTIONS, STEWARDS
-from examples.demo.stack import ROOT, Stack, free_port, running_stack
+from examples.demo.stack import ROOT, Stack, running_stack
+from spawner.ports import free_port
 from tests.fakes.engines import ENGINES, BuildEngine, Engine
 
 SINGLEUSER_IMAGE = "notebook-federator/singleuser:test"

@@ -20,7 +20,6 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from moto.server import ThreadedMotoServer
 from psycopg.sql import SQL, Identifier
 
-from examples.demo.stack import free_port
 from spawner.deployment import (
     METRICS_TOKEN_VARIABLE,
     S3_KEY_VARIABLE,
@@ -28,6 +27,7 @@ from spawner.deployment import (
     SMTP_PASSWORD_VARIABLE,
     WEBHOOK_KEY_VARIABLE,
 )
+from spawner.ports import free_port
 from tests.fakes.postgresql import Cluster
 
 ALL_ROWS = SQL("SELECT t::text, t.* FROM {} AS t")

@@ -24,8 +24,9 @@ from examples.demo.deployment import DatasetFolder
 from examples.demo.display import Display
 from examples.demo.people import ADMINISTRATOR, RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study, run_journey
-from examples.demo.stack import Stack, embedded_sites, free_port, running_stack
+from examples.demo.stack import Stack, embedded_sites, running_stack
 from spawner.deployment import METRICS_TOKEN_VARIABLE
+from spawner.ports import free_port
 from tests.conftest import ROOT
 from tests.fakes.postgresql import Cluster
 from tests.system.outside import Outside

@@ -27,7 +27,8 @@ from examples.demo.browser import Browser, StepError
 from examples.demo.deployment import DatasetFolder, Ports
 from examples.demo.people import COLLEAGUES, RESEARCHERS, STEWARDS, Person
 from examples.demo.scenario import Study
-from examples.demo.stack import ROOT, Stack, free_port, running_stack
+from examples.demo.stack import ROOT, Stack, running_stack
+from spawner.ports import free_port
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import fleet
 from tests.fakes.flower_apps import averaging_app

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.stack import ROOT, StackError, free_port, start_stack
+from examples.demo.stack import ROOT, StackError, start_stack
+from spawner.ports import free_port
 
 
 def no_deployment(*args: object) -> Path:
