@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -29,6 +30,7 @@ _LARGEST = 512 * 1024**2  # bytes of one run's events
 _LARGEST_NUMBER = 2**63 - 1
 _WHOLE_NUMBERS = ("round", "examples", "size")
 _LONGEST = 2**35  # seconds: a thousand years, whose begin and end every calendar here knows
+_MODEL = re.compile(r"(federated|[0-9]{1,20})?")  # "" in events that are about none
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
@@ -81,11 +83,12 @@ def decode(line: str) -> RunEvent:
     event = RunEvent(**{**fields, "kind": EventKind(fields["kind"])})
     for field in dataclasses.fields(RunEvent):
         _require_type(field.name, getattr(event, field.name))
+    if event.kind is EventKind.SCORE and not event.model:
+        raise ValueError("a score is of a model")
     return dataclasses.replace(
         event,
         phase=_as_kept(event.phase),
         message_type=_as_kept(event.message_type),
-        model=_as_kept(event.model),
         metrics={_as_kept(name): value for name, value in event.metrics.items()},
         counts={_as_kept(name): value for name, value in event.counts.items()},
         text=_as_kept(event.text),
@@ -101,6 +104,8 @@ def _require_type(name: str, value: object) -> None:
         fits = _is_number(value) and 0 <= value <= _LONGEST
     elif name == "seconds":
         fits = _is_number(value) and abs(value) <= _LONGEST
+    elif name == "model":
+        fits = isinstance(value, str) and _MODEL.fullmatch(value) is not None
     elif name == "metrics":
         fits = isinstance(value, dict) and all(map(_is_number, value.values()))
     elif name == "counts":

@@ -25,7 +25,7 @@ from hub_service.results.signing import is_signed, public_key_sha256
 def check(record: Path, model: Path | None, key: Path | None) -> list[str]:
     """What is right, one sentence each. Raises Invalid, saying what is wrong."""
     signed = _read(record)
-    public_pem = key.read_text() if key else signed.public_key
+    public_pem = key.read_text(errors="replace") if key else signed.public_key
     if not is_signed(signed, public_pem):
         raise Invalid(
             "The signature is not good: the record was changed, or another key signed it.",
@@ -47,10 +47,16 @@ def check(record: Path, model: Path | None, key: Path | None) -> list[str]:
 
 
 def _read(path: Path) -> SignedRecord:
+    """Raises Invalid for anything but a record, two texts and a key."""
+    refusal = Invalid(f"{path} is no signed record.", "Download it from the run's page: “Signed record”.")
     try:
-        return SignedRecord(**json.loads(path.read_text(encoding="utf-8")))
+        signed = SignedRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise Invalid(f"{path} is no signed record.", "Download it from the run's page: “Signed record”.") from error
+        raise refusal from error
+    texts = (signed.model_sha256, signed.signature, signed.public_key)
+    if not isinstance(signed.record, dict) or not all(isinstance(text, str) for text in texts):
+        raise refusal
+    return signed
 
 
 def say(text: str, stream: TextIO = sys.stdout) -> None:

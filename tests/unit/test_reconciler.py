@@ -926,18 +926,20 @@ async def test_runs_wait_until_it_is_known_what_runs(tmp_path: Path, monkeypatch
 
 async def test_events_that_cannot_be_read_now_are_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the service has too many files open."""
-    refused = asyncio.Event()
+    loop, refused = asyncio.get_running_loop(), asyncio.Event()
 
     def refuse(*_: object) -> None:
-        refused.set()
+        loop.call_soon_threadsafe(refused.set)
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with stage(tmp_path) as at:
         project_id, run_id = await at.started()
         with monkeypatch.context() as short:
             short.setattr(run_driver, "read_events", refuse)
-            at.backend.report(project_id, run_id, FEDERATED, FINISHED)
             async with asyncio.timeout(PATIENCE_S):
+                await refused.wait()  # no look is left that began before
+                at.backend.report(project_id, run_id, FEDERATED, FINISHED)
+                refused.clear()
                 await refused.wait()
         run = await at.ended(project_id, run_id)
         assert (run.status, run.resumed) == (RunStatus.FINISHED, 0)

@@ -208,6 +208,17 @@ async def test_the_signed_record_is_checked_without_the_service(world: World, ru
     status, said = verify(record)
     assert (status, "signature is not good" in said) == (1, True)
     assert verify(str(tmp_path / "key.pem"))[0] == verify(str(tmp_path / "none"))[0] == 1
+    for changes in ({"signature": 5}, {"public_key": None}, {"record": []}):
+        (tmp_path / "odd.json").write_text(json.dumps({**signed, **changes}))
+        assert verify(str(tmp_path / "odd.json")) == (
+            1,
+            f"{tmp_path / 'odd.json'} is no signed record. Download it from the run's page: “Signed record”.\n",
+        )
+    (tmp_path / "key.pem").write_bytes(b"\xff\xfe")
+    assert verify(record, "--key", key) == (
+        1,
+        "The public key cannot be read. Take it from the service: api/signing-key.\n",
+    )
 
 
 async def test_the_card_says_who_what_and_how_sure(world: World, run_id: str) -> None:
