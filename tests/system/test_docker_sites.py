@@ -263,3 +263,36 @@ async def test_servers_outlive_the_hub(docker_sites: DockerSites, amara: Browser
         assert await browser.run_cell("print(3)") == "3\n"
         (server,) = docker_sites.servers(site, user=browser.username)
         assert server["Id"] in {one["Id"] for one in before[browser.username]}
+
+
+async def test_a_hub_that_is_started_while_a_site_is_cut_off_knows_its_servers_still(
+    docker_sites: DockerSites, mateu: Browser
+) -> None:
+    (before,) = docker_sites.servers("vall-verde", user=mateu.username)
+    engine = docker_sites.engines["vall-verde"]
+    engine.freeze()
+    try:
+        docker_sites.stack.crash_hub()
+        docker_sites.stack.start_hub_again()
+        assert await mateu.run_cell("print(4)") == "4\n"  # what is cut off is the engine
+    finally:
+        engine.thaw()
+    assert await mateu.run_cell("print(5)") == "5\n"
+    (after,) = docker_sites.servers("vall-verde", user=mateu.username)
+    assert after["Id"] == before["Id"]
+
+
+async def test_a_server_that_could_not_be_stopped_goes_once_its_site_answers(docker_sites: DockerSites) -> None:
+    clara = await logged_in(COLLEAGUES[1], docker_sites)
+    await clara.start_server()
+    engine = docker_sites.engines["vall-verde"]
+    engine.freeze()
+    try:
+        with contextlib.suppress(StepError):  # where the Hub answers before it has given up, nothing is raised
+            await clara.stop_server()
+    finally:
+        engine.thaw()
+    async with asyncio.timeout(120):
+        while docker_sites.servers("vall-verde", user=clara.username):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(1)
+    await clara.close()
