@@ -24,7 +24,7 @@ from federator import logs
 from federator.contract import Scope
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
-from jupyterhub.utils import get_browser_protocol
+from jupyterhub.utils import get_browser_protocol, url_path_join
 from tornado.web import HTTPError, RequestHandler
 
 from hub_service.domain import policy
@@ -42,8 +42,12 @@ _LONGEST_WAY_BACK = 1000  # characters; whose address is longer begins at the fi
 _LOOPBACK = ("127.", "::1")
 
 
-class TracedHubOAuth(HubOAuth):
-    """JupyterHub's client, which tells the Hub for which request it asks, and keeps little of what strangers send."""
+class ServiceHubOAuth(HubOAuth):
+    """JupyterHub's client, which tells the Hub for which request it asks, and keeps little of what strangers send.
+
+    A Hub whose database is away knows nobody, and says of a good login what it says of a bad one. A person would be
+    sent to a login that cannot be done then, so a login is unknown only to a Hub that knows the service.
+    """
 
     def generate_state(self, next_url: str | None = None, **extra_state: Any) -> Any:
         """Called for each stranger who is sent to the login. Where they come back to is kept, and they choose it."""
@@ -51,7 +55,15 @@ class TracedHubOAuth(HubOAuth):
         return super().generate_state(None if too_long else next_url, **extra_state)
 
     async def _api_request(self, method: str, url: str, /, **kwargs: Any) -> Any:
-        """All that it asks goes through this method."""
+        """All that it asks goes through this method. Raises HTTPError for a Hub that is not in order."""
+        answer = await self._asked(method, url, **kwargs)
+        if answer is None:
+            await self._asked("GET", url_path_join(self.api_url, "user"))
+            answer = await self._asked(method, url, **kwargs)
+        return answer
+
+    async def _asked(self, method: str, url: str, **kwargs: Any) -> Any:
+        """None where the Hub does not know the token that was asked about."""
         headers = {**kwargs.pop("headers", {}), **logs.request_headers()}
         timeout = ClientTimeout(total=HUB_ANSWERS_WITHIN_S)
         return await super()._api_request(method, url, headers=headers, timeout=timeout, **kwargs)
@@ -59,7 +71,7 @@ class TracedHubOAuth(HubOAuth):
 
 def hub_auth_from_environment() -> HubOAuth:
     """The Hub's OAuth client for this service, from the JUPYTERHUB_* variables that the Hub sets."""
-    return TracedHubOAuth(cache_max_age=HUB_ANSWER_AGE_S)
+    return ServiceHubOAuth(cache_max_age=HUB_ANSWER_AGE_S)
 
 
 async def close_hub_connections() -> None:

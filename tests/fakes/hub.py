@@ -43,6 +43,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.people: dict[str, Person] = {}
+        self.service = Person("federation", frozenset(), frozenset(), kind="service")  # who asks
         self.codes: dict[str, Person] = {}
 
     def add(self, name: str, *groups: str, scopes: frozenset[str] = RESEARCHER, kind: str = "user") -> Person:
@@ -51,7 +52,7 @@ class FakeHub:
         return person
 
     def owner_of(self, token: str) -> Person | None:
-        return next((one for one in self.people.values() if one.token == token), None)
+        return next((one for one in (*self.people.values(), self.service) if one.token == token), None)
 
     def serve_in(self, application: Application) -> None:
         application.add_handlers(

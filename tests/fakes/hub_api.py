@@ -1,6 +1,7 @@
 """The Hub's REST API as far as the service asks it, over real HTTP on a free port.
 
 FakeHubApi      answers with the people and tokens it holds
+AmnesicHubApi   knows nobody, as while its database is away
 SickHubApi      answers 500 to everything
 HangingHubApi   takes every request and answers none
 RamblingHubApi  answers 200 with what is no description of a user
@@ -25,7 +26,9 @@ class FakeHubApi:
     """Use as an async context manager; `url` is the API's address."""
 
     def __init__(self) -> None:
-        self.tokens: dict[str, dict[str, Any]] = {}  # token -> model of GET /user
+        self.tokens: dict[str, dict[str, Any]] = {  # token -> model of GET /user
+            SERVICE_TOKEN: {"kind": "service", "name": "federation"}
+        }
         self.people: dict[str, dict[str, Any]] = {}  # name -> model of GET /users/<name>
         self.codes: dict[str, str] = {}  # OAuth code -> token
         self.asked = 0  # how often it was asked who a token belongs to
@@ -75,6 +78,16 @@ class FakeHubApi:
             handler.set_status(otherwise)
         else:
             handler.write(model)
+
+
+class AmnesicHubApi(FakeHubApi):
+    """Attributes: for_so_many: of its next answers."""
+
+    for_so_many = 0
+
+    def _answer(self, handler: RequestHandler, model: dict[str, Any] | None, otherwise: int) -> None:
+        forgotten, self.for_so_many = self.for_so_many > 0, max(0, self.for_so_many - 1)
+        super()._answer(handler, None if forgotten else model, otherwise)
 
 
 class SickHubApi(FakeHubApi):

@@ -26,7 +26,6 @@ from federator.contract import (
     Scope,
     Site,
 )
-from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
@@ -39,7 +38,7 @@ from hub_service.domain.projects import Principal
 from hub_service.domain.quotas import Quotas
 from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.hub_client import HubClient
-from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback, close_hub_connections
+from hub_service.identity import HUB_ANSWER_AGE_S, OAuthCallback, ServiceHubOAuth, close_hub_connections
 from hub_service.machinery import Machinery
 from hub_service.metrics import Metrics
 from hub_service.notices.outbox import Outbox
@@ -107,7 +106,7 @@ class World:
     changes: Changes
     coordinator: Coordinator
     clock: list[datetime]
-    hub_auth: HubOAuth
+    hub_auth: ServiceHubOAuth
     logs: dict[str, bytes]  # of ServerApps, by run
     backend: FakeAggregators
 
@@ -322,9 +321,9 @@ async def served_world(
     async def scrape() -> bytes:
         return metrics.text(await coordinator.figures({}))
 
-    hub_auth = HubOAuth(
+    hub_auth = ServiceHubOAuth(
         api_url=f"{url}/hub/api",
-        api_token="token-of-the-service",
+        api_token=hub.service.token,
         base_url=SERVICE_PREFIX,
         hub_host="",
         hub_prefix="/hub/",

@@ -25,12 +25,13 @@ from hub_service.identity import (
     ApiIdentity,
     OAuthCallback,
     PageIdentity,
+    ServiceHubOAuth,
     close_hub_connections,
     hub_auth_from_environment,
     principal_of,
 )
 from hub_service.rate_limits import RateLimits
-from tests.fakes.hub_api import FakeHubApi, HangingHubApi, SickHubApi
+from tests.fakes.hub_api import SERVICE_TOKEN, AmnesicHubApi, FakeHubApi, HangingHubApi, SickHubApi
 
 RESEARCHER = {
     "kind": "user",
@@ -117,9 +118,9 @@ class Browser:
 
 @asynccontextmanager
 async def serving(hub: FakeHubApi) -> AsyncIterator[Browser]:
-    auth = HubOAuth(
+    auth = ServiceHubOAuth(
         api_url=hub.url,
-        api_token="service-token",
+        api_token=SERVICE_TOKEN,
         oauth_client_id="service-federation",
         base_url=SERVICE_PREFIX,
         access_scopes={str(Scope.ACCESS)},
@@ -225,6 +226,21 @@ class TestToken:
 
 
 class TestBrowser:
+    @pytest.mark.parametrize("answers", [1, 2, 3])
+    async def test_a_hub_that_knows_nobody_for_a_moment_ends_no_login(self, answers: int) -> None:
+        async with AmnesicHubApi() as hub, serving(hub) as browser:
+            hub.tokens["anna-token"] = dict(RESEARCHER)
+            await log_in(hub, browser)
+            browser.outlive_the_hubs_answers()
+            hub.for_so_many = answers
+            seen = await browser.ask("page")
+            if answers == 1:  # asked again, it knows her
+                assert seen.body.startswith(b"anna")
+            else:
+                assert seen.body.startswith(b"unavailable: The Hub does not say who you are.")
+            hub.for_so_many = 0
+            assert (await browser.ask("page")).body.startswith(b"anna")
+
     async def test_a_login_goes_to_the_hub_and_comes_back_to_the_page(self, hub: FakeHubApi, browser: Browser) -> None:
         await log_in(hub, browser)
         assert (await browser.ask("api")).body == b"anna of site-a"
