@@ -238,6 +238,7 @@ class Service:
             changes=changes,
             clock=_now,
             keep_rounds=settings.keep_round_models,
+            keep_model_bytes=settings.keep_model_bytes,
         )
         self._in_background(sweeper.run, "sweeper")
         if settings.artifacts.bucket is not None:

@@ -48,6 +48,7 @@ class Decision(StrEnum):
     CARD_DOWNLOADED = "card-downloaded"
     CAPSULE_DOWNLOADED = "capsule-downloaded"
     REPAIRED = "repaired"  # by an administrator of the Hub
+    MODELS_KEPT = "models-kept"  # after the run's end, when there was room for them
     MODELS_REMOVED = "models-removed"
     PROJECT_DELETED = "project-deleted"
     RESTORED = "restored"

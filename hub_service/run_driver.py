@@ -31,6 +31,7 @@ from hub_service.domain.errors import Conflict, DatabaseUnavailable, FederationE
 from hub_service.domain.notices import Tell, run_ended, site_left_out, site_silent, tell_nobody
 from hub_service.domain.projects import Participation
 from hub_service.domain.runs import LEFT_OUT, ROUNDS_KEY, SEED_KEY, EventKind, Run, RunEvent, RunTarget
+from hub_service.left_models import LEFT, models_to_keep
 from hub_service.results.models import RoundModels, best_round
 from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from hub_service.run_progress import Progress, finite, site_of
@@ -562,17 +563,16 @@ class RunDriver:
         kept = _Kept()
         try:
             kept.sha256, kept.size = await self._keep(self._model_file(run))
-            for number, path in self._round_models(run).to_keep(self._best_round(self._store.events(run.id))).items():
+            folder = self._backend.run_folder(run.project_id, run.id)
+            events = self._store.events(run.id)
+            for number, path in models_to_keep(folder, run, events, self._keep_model_bytes).items():
                 with contextlib.suppress(NotFound):
                     kept.rounds.append(ModelFile(*await self._keep(path), number))
         except NotFound:  # it ended before its first round did
             return kept
         except Unavailable as error:
             what = "A round's model" if kept.sha256 else "The model"
-            kept.trouble = (
-                f"{what} could not be kept: {error.message} {error.next_step} "
-                "It stays in the run's folder on the service's disk."
-            )
+            kept.trouble = f"{what} could not be kept: {error.message} {error.next_step} {LEFT}"
         return kept
 
     async def _keep(self, model: Path) -> tuple[str, int]:
@@ -598,13 +598,6 @@ class RunDriver:
     def _model_file(self, run: Run) -> Path:
         """The last model that was written: a run that was stopped or failed has one too, after its first round."""
         return self._backend.run_folder(run.project_id, run.id) / MODEL_FILE
-
-    def _round_models(self, run: Run) -> RoundModels:
-        models = RoundModels(self._backend.run_folder(run.project_id, run.id), self._keep_model_bytes)
-        for event in standing(self._store.events(run.id)):
-            if event.kind is EventKind.MODEL:
-                models.add(event.round, event.size)
-        return models
 
     def _put(self, run: Run) -> None:
         self._store.put_run(run)

@@ -16,7 +16,7 @@ from datetime import timedelta
 from federator.contract import ModelFile
 
 from hub_service.aggregators.base import AggregatorBackend
-from hub_service.aggregators.run_folder import clear_run_folder, unkept_models
+from hub_service.aggregators.run_folder import clear_run_folder
 from hub_service.artifacts import INCOMING, Artifacts, model_name
 from hub_service.audit import AuditLog, Decision
 from hub_service.changes import LEAVING_TOPIC, Changes
@@ -24,7 +24,8 @@ from hub_service.deletion import named_by
 from hub_service.domain.clock import Clock
 from hub_service.domain.errors import Unavailable
 from hub_service.domain.runs import Run
-from hub_service.results.models import best_round
+from hub_service.left_models import LeftModels
+from hub_service.results.models import KEEP_BYTES, best_round
 from hub_service.run_history import standing
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
@@ -42,6 +43,7 @@ class Sweeper:
     Args:
         keep_rounds: how long after a run's end the models of its rounds are kept; its last and its best one are kept
             as long as the project. None: all of them are.
+        keep_model_bytes: of the models of one run's rounds that are kept.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sweeper:
         changes: Changes,
         clock: Clock,
         keep_rounds: timedelta | None = None,
+        keep_model_bytes: int = KEEP_BYTES,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -61,6 +64,7 @@ class Sweeper:
         self._clock = clock
         self._keep_rounds = keep_rounds
         self._audit = AuditLog(store, clock)
+        self._left = LeftModels(store, artifacts, changes, self._audit, keep_model_bytes)
 
     async def run(self) -> None:
         """Sweep at once, when a project is deleted, and every few hours. Ends when cancelled."""
@@ -80,11 +84,11 @@ class Sweeper:
         await self._remove_unnamed()
 
     async def _clear_run_folders(self) -> None:
-        """Of runs that have ended: a service may have ended before it could."""
+        """Of runs that have ended: a service may have ended before it could, or a disk may have had no room."""
         for run in self._all_runs():
             if run.status.is_final:
                 folder = self._backend.run_folder(run.project_id, run.id)
-                await asyncio.to_thread(clear_run_folder, folder, unkept_models(folder, run))
+                await asyncio.to_thread(clear_run_folder, folder, await self._left.keep(run, folder))
 
     async def _remove_leaving(self) -> None:
         leaving = await asyncio.to_thread(self._artifacts.leaving)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from federator.contract import ApprovalState, ModelFile, OutagePolicy, RunStatus, Scope
 
+from hub_service.aggregators.events import MODEL_FILE
 from hub_service.artifacts import Artifacts
 from hub_service.audit import Decision, fault
 from hub_service.backup import back_up, checked, restore
@@ -219,6 +220,24 @@ async def repair(at: Scene) -> None:
     await at.ask.repair(ROBIN, Repair.DISCONNECT_CLIENT, at.participation_id)
 
 
+async def keep_what_was_left(at: Scene) -> None:
+    """A run whose model found no room at its end, and does now."""
+    run = at.store.run(at.finished_run())
+    assert run is not None
+    backend = LosesServerApps(at.folder / "projects")
+    at.store.put_run(replace(run, model_sha256="", model_size=0))
+    folder = backend.run_folder(run.project_id, run.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).write_bytes(b"weights")
+    await Sweeper(
+        store=at.store,
+        artifacts=at.federation.artifacts,
+        backend=backend,
+        changes=at.federation.changes,
+        clock=at.federation.clock,
+    ).sweep()
+
+
 async def let_models_grow_old(at: Scene) -> None:
     at.finished_run()
     at.federation.clock.advance(hours=25)
@@ -280,6 +299,7 @@ WAYS: Mapping[Decision, tuple[str, Callable[[Scene], Awaitable[None]]]] = {
     Decision.CARD_DOWNLOADED: ("bert", download_card),
     Decision.CAPSULE_DOWNLOADED: ("bert", download_capsule),
     Decision.REPAIRED: ("robin", repair),
+    Decision.MODELS_KEPT: (SERVICE, keep_what_was_left),
     Decision.MODELS_REMOVED: (SERVICE, let_models_grow_old),
     Decision.PROJECT_DELETED: ("anna", delete_project),
     Decision.RESTORED: (SERVICE, be_restored),

@@ -72,6 +72,16 @@ class Stage:
             tell=self.told.append,
         )
 
+    @property
+    def sweeper(self) -> Sweeper:
+        return Sweeper(
+            store=self.federation.store,
+            artifacts=self.federation.artifacts,
+            backend=self.backend,
+            changes=self.federation.changes,
+            clock=self.federation.clock,
+        )
+
     async def __aenter__(self) -> Stage:
         self._task = asyncio.create_task(self.reconciler.run())
         return self
@@ -716,15 +726,12 @@ async def test_a_runs_model_goes_with_its_project(tmp_path: Path) -> None:
         at.backend.report(project_id, run_id, FINISHED)
         await at.ended(project_id, run_id)
         at.federation.coordinator.delete_project(ANNA, project_id)
-        sweeper = Sweeper(
-            store=at.federation.store,
-            artifacts=at.federation.artifacts,
-            backend=at.backend,
-            changes=at.federation.changes,
-            clock=at.federation.clock,
-        )
-        await sweeper.sweep()
+        await at.sweeper.sweep()
         assert at.federation.artifacts.names() == {}
+
+
+def has_no_room(_: Path) -> tuple[str, int]:
+    raise Unavailable("The service cannot write to its disk.")
 
 
 class TestModelsThatCannotBeKept:
@@ -774,6 +781,30 @@ class TestModelsThatCannotBeKept:
                 round_model_file(2),
             }
 
+    async def test_what_was_left_is_kept_when_there_is_room(self, tmp_path: Path, kept: Path) -> None:
+        async with stage(tmp_path) as at:
+            kept.rmdir()
+            project_id, run_id, folder = await self.finished(at)
+            at.federation.coordinator.stop_run(ANNA, run_id)
+            run = await at.ended(project_id, run_id)
+            kept.mkdir()
+            with pytest.MonkeyPatch.context() as full:
+                full.setattr(at.federation.artifacts, "put_model", has_no_room)
+                await at.sweeper.sweep()
+            assert (at.run(run_id), len(list(folder.glob("*.safetensors")))) == (run, 3)
+            await at.sweeper.sweep()
+            run = at.run(run_id)
+            assert at.federation.artifacts.model(run.model_sha256).read_bytes() == b"weights 2"
+            assert [(one.round, one.size) for one in run.models] == [(1, 9), (2, 9)]
+            assert run.message.endswith("It was kept later, when there was room.")
+            assert list(folder.glob("*.safetensors")) == []
+            line = at.federation.store.audit_lines()[-1]
+            assert (line.action, line.detail["model"], line.detail["rounds"]) == (
+                "models-kept",
+                run.model_sha256,
+                "1 2",
+            )
+
     async def test_one_that_cannot_costs_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async with stage(tmp_path) as at:
             put_model = at.federation.artifacts.put_model
@@ -792,6 +823,10 @@ class TestModelsThatCannotBeKept:
             assert "A round's model could not be kept" in run.message
             await at.looks()
             assert (folder / round_model_file(2)).exists()
+            monkeypatch.setattr(at.federation.artifacts, "put_model", put_model)
+            await at.sweeper.sweep()
+            assert [one.round for one in at.run(run_id).models] == [1, 2]
+            assert at.run(run_id).model_sha256 == run.model_sha256
 
     async def test_the_next_service_goes_on_waiting(self, tmp_path: Path, kept: Path) -> None:
         at = Stage(tmp_path)
