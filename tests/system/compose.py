@@ -155,6 +155,7 @@ def running_compose(
     hub = ComposeHub(origin, certificates.authority, machine, engines, f"nf{machine.number}", environment)
     with _identity_provider(provider_port, folder), _forwarding():
         try:
+            hub.compose("down", "--volumes", "--timeout", "5")  # what a test run that was killed has left
             hub.compose("up", "--detach")
             hub.until_it_answers()
             yield hub

@@ -274,6 +274,9 @@ async def test_a_hub_that_is_started_while_a_site_is_cut_off_knows_its_servers_s
     try:
         docker_sites.stack.crash_hub()
         docker_sites.stack.start_hub_again()
+        async with asyncio.timeout(90), httpx.AsyncClient(base_url=docker_sites.stack.origin) as anybody:
+            while (await anybody.get(f"/user/{mateu.username}/api")).status_code != httpx.codes.OK:  # noqa: ASYNC110
+                await asyncio.sleep(1)  # until the Hub has given up to ask: the server is taken to run on
         assert await mateu.run_cell("print(4)") == "4\n"  # what is cut off is the engine
     finally:
         engine.thaw()
