@@ -31,7 +31,7 @@ from spawner.forgotten import Forgotten
 from spawner.gpu_leases import GpusTaken, Lease, leases_of
 from spawner.injection import environment, server_arguments
 from spawner.labels import GPU_LABEL, HUB_LABEL, SERVER_LABEL, SITE_LABEL, USER_LABEL
-from spawner.site_spawner import SiteSpawner, StartRefused
+from spawner.site_spawner import SiteSpawner, StartRefused, connects
 from spawner.sites import ContainerSite, DockerSite, SiteDataset
 
 HOME = "/home/jovyan"
@@ -140,8 +140,8 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
     async def poll(self) -> Any:
         """None while the server runs. Where the engine does not answer, a server that ran is taken to run on.
 
-        A Hub that was started anew is answered only once the engine is: it would ask the server itself next, and end
-        and forget one that it does not reach. What has ended is removed, and why it ended is logged.
+        A Hub that was started anew asks the server itself next, and ends and forgets one that it does not reach: it is
+        answered once the engine or the server is reached. What has ended is removed, and why it ended is logged.
         """
         while True:
             if not self.object_id and self.orm_spawner.server is None:
@@ -153,7 +153,7 @@ class ContainerSiteSpawner(SiteSpawner, DockerSpawner):
                 break
             except EngineUnavailable as unavailable:
                 self.log.warning("Site %s: %s; %s is taken to run on", self.site_slug, unavailable, self._log_name)
-            if not self._check_pending:
+            if not self._check_pending or await connects(self.server.ip, self.server.port):
                 return None
             await asyncio.sleep(self.ask_again_s)
         if status is not None and self.object_id:

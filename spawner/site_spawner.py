@@ -148,7 +148,7 @@ class SiteSpawner(_Beside):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while (status := await self.poll()) is None:
-                    if await _connects(host, port):
+                    if await connects(host, port):
                         return
                     await asyncio.sleep(PORT_CHECK_INTERVAL)
                 raise self._ended(status)
@@ -169,7 +169,8 @@ class SiteSpawner(_Beside):
         )
 
 
-async def _connects(host: str, port: int) -> bool:
+async def connects(host: str, port: int) -> bool:
+    """Whether somebody listens there, for the spawners."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, writer = await asyncio.open_connection(host, port)

@@ -179,6 +179,20 @@ async def test_a_hub_that_is_started_anew_waits_for_a_site_that_is_cut_off(
     user.spawner.stop_polling()
 
 
+async def test_a_server_that_is_reached_needs_no_engine_to_be_known(
+    users: UserDict, engine: OneEngine, server: tuple[HTTPServer, int]
+) -> None:
+    """People work on while their site's engine hangs and the Hub is started anew."""
+    listener, port = server
+    listener.listen(port, "127.0.0.1")
+    user = running(users, "amara", port)
+    engine.away = True
+    async with asyncio.timeout(10):
+        await restarted(users)
+    assert user.spawner.ready
+    user.spawner.stop_polling()
+
+
 async def test_a_server_that_ended_meanwhile_is_let_go(users: UserDict, engine: OneEngine) -> None:
     user = running(users, "amara")
     engine.away = True
