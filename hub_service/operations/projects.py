@@ -43,6 +43,16 @@ class ProjectOperations(PreviewOperations):
         self._changes.announce(project_topic(project.id), user_topic(principal.name))
         return self._views.project_summary(project, owner, Role.OWNER)
 
+    def create_project_of(self, principal: Principal, name: str, description: str, built: BuiltApp) -> ProjectSummary:
+        """Create a project with its first app: both or neither, so that who tries again has no empty one besides.
+
+        Raises what `create_project` and `add_app` do.
+        """
+        with self._store.transaction():
+            created = self.create_project(principal, name, description)
+            self.add_app(principal, created.id, built)
+        return created
+
     def project(self, principal: Principal, project_id: str) -> ProjectDetail:
         project, membership, role = self._enter(principal, Action.SEE, project_id)
         detail = self._views.project_detail(project, membership, role)

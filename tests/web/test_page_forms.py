@@ -13,6 +13,7 @@ import httpx
 import nbformat
 import pytest
 
+from hub_service.domain.errors import Unavailable
 from hub_service.web.templating import BADGES, Templates
 from tests.fakes.hub import FakeHub
 from tests.fakes.web_world import CELL, World, notebook, served_world
@@ -49,6 +50,26 @@ async def test_a_project_is_made_on_one_page(world: World) -> None:
         assert "Version 1: lungs" in page.text
         again = await browser.get(str(page.url))
         assert "The project is created." not in alerts(again)  # said once
+
+
+async def test_a_project_whose_app_finds_no_room_is_not_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who presses the button again would have two of one name, the first one empty."""
+
+    def refuse(content: bytes) -> str:
+        raise Unavailable("The service cannot write to its disk.", "Try again later.")
+
+    async with logged_in(world, "ada") as browser:
+        lines = len(world.store.audit_lines())
+        with monkeypatch.context() as full:
+            full.setattr(world.artifacts, "put_fab", refuse)
+            page = await new_project(browser)
+        assert page.status_code == 503
+        assert "cannot write to its disk" in alerts(page)
+        assert carried(page)  # the file is not chosen again
+        assert not world.store.projects()
+        assert len(world.store.audit_lines()) == lines
+        assert "The project is created." in alerts(await new_project(browser))
+    assert [one.name for one in world.store.projects()] == ["Lungs"]
 
 
 async def test_what_was_put_in_is_kept(world: World) -> None:

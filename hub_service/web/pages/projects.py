@@ -139,8 +139,7 @@ class NewProjectPage(UploadPage):
         await self.render_code("new_project_preview.html", preview.files, draft=draft, preview=preview, steps=steps)
 
     def _create(self, draft: Draft, built: BuiltApp) -> None:
-        project = self.parts.coordinator.create_project(self.principal, draft.name, draft.description)
-        self.parts.coordinator.add_app(self.principal, project.id, built)
+        project = self.parts.coordinator.create_project_of(self.principal, draft.name, draft.description, built)
         self.go("projects", project.id, said="The project is created. Now take part with your data and invite others.")
 
 
