@@ -89,7 +89,7 @@ class Site:
         path = self._states(range(len(self.processes))[client])
         async with asyncio.timeout(within):
             while True:
-                newest = (path.read_text().splitlines() if path.exists() else [""])[-1]
+                newest = ["", *(path.read_text().splitlines() if path.exists() else ())][-1]
                 if newest.startswith(state) and text in newest:
                     return newest
                 await asyncio.sleep(0.05)
