@@ -148,11 +148,15 @@ class DrivenFleet:
         return found
 
     def kill(self, *, serverapp: bool, superlink: bool) -> float:
-        """SIGKILL; when that was, by the clock of events."""
-        for process in self.processes(serverapp=serverapp, superlink=superlink):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        return time.time()
+        return kill(self.processes(serverapp=serverapp, superlink=superlink))
+
+
+def kill(processes: Sequence[psutil.Process]) -> float:
+    """SIGKILL; when that was, by the clock of events."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    return time.time()
 
 
 @asynccontextmanager

@@ -192,7 +192,8 @@ async def test_a_crashed_kernel_that_is_withdrawn_stays_away(service: FakeServic
     assert "signal 15" in service.details("part1", ClientState.FAILED)[0]
     service.withdraw("part1")
     os.kill(pid_of(server, OTHER.kernel_id), signal.SIGTERM)
-    await asyncio.to_thread(service.wait_for_report, "part2", ClientState.STARTING, seen)
+    ended = await asyncio.to_thread(service.wait_for_report, "part2", ClientState.FAILED, seen)
+    await asyncio.to_thread(service.wait_for_report, "part2", ClientState.STARTING, ended)
     assert await server.kernels() == {OTHER.kernel_id: "flower-client-proj2"}
 
 
