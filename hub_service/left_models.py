@@ -81,16 +81,20 @@ class LeftModels:
         else:
             kept = replace(kept, message=kept.message.replace(LEFT, KEPT_LATER))
             left = set()
-        if kept != run:
-            self._note(run, kept)
+        if kept != run and not self._note(run, kept):
+            return unkept_models(folder, run)
         return left
 
     async def _put(self, model: Path) -> tuple[str, int]:
         return await asyncio.to_thread(self._artifacts.put_model, model)
 
-    def _note(self, before: Run, run: Run) -> None:
+    def _note(self, before: Run, run: Run) -> bool:
+        """Write it down, unless the run was deleted or changed while its models were copied."""
         added = sorted(model.round for model in run.models if model not in before.models)
+        self._artifacts.written(*named_by((), [run]))  # from here on the database says whether they are needed
         with self._store.transaction():
+            if self._store.run(run.id) != before:
+                return False
             self._store.put_run(run)
             self._audit.note(
                 "service",
@@ -100,5 +104,5 @@ class LeftModels:
                 model=run.model_sha256,
                 rounds=" ".join(map(str, added)),
             )
-        self._artifacts.written(*named_by((), [run]))
         self._changes.announce(project_topic(run.project_id))
+        return True

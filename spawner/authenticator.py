@@ -55,8 +55,8 @@ class SiteCallbackHandler(OAuthCallbackHandler):
         except LoginRefused as refused:
             if refused.username is not None and (former := self.find_user(refused.username)) is not None:
                 self._disown(former)
-                await _look_at_servers(former)
                 refused.disowned = True
+                await _look_at_servers(former)
             raise
         if user is not None:
             await _look_at_servers(user)
@@ -157,7 +157,7 @@ class SiteAuthenticator(GenericOAuthenticator):
             raise LoginRefused(decision, self.admin_contact, auth_model["name"])
         return {
             **auth_model,
-            "admin": False,  # its rights are by group: spawner.access
+            "admin": False,  # JupyterHub's own role is nobody's: spawner.access gives rights by group
             "auth_state": {**auth_state, GROUPS_KEY: sorted(decision.groups)},
         }
 

@@ -805,6 +805,32 @@ class TestModelsThatCannotBeKept:
                 "1 2",
             )
 
+    async def test_a_project_that_is_deleted_while_they_are_copied_stays_deleted(
+        self, tmp_path: Path, kept: Path
+    ) -> None:
+        async with stage(tmp_path) as at:
+            kept.rmdir()
+            project_id, run_id, _ = await self.finished(at)
+            at.federation.coordinator.stop_run(ANNA, run_id)
+            await at.ended(project_id, run_id)
+            kept.mkdir()
+            put_model, loop = at.federation.artifacts.put_model, asyncio.get_running_loop()
+
+            async def delete() -> None:
+                if at.federation.store.project(project_id) is not None:
+                    at.federation.coordinator.delete_project(ANNA, project_id)
+
+            def put_and_delete(source: Path) -> tuple[str, int]:
+                found = put_model(source)
+                asyncio.run_coroutine_threadsafe(delete(), loop).result(PATIENCE_S)
+                return found
+
+            with pytest.MonkeyPatch.context() as slow:
+                slow.setattr(at.federation.artifacts, "put_model", put_and_delete)
+                await at.sweeper.sweep()
+            assert at.federation.store.run(run_id) is None
+            assert at.federation.store.audit_lines()[-1].action == "project-deleted"
+
     async def test_one_that_cannot_costs_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async with stage(tmp_path) as at:
             put_model = at.federation.artifacts.put_model
