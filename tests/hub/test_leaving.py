@@ -71,7 +71,7 @@ async def test_who_is_let_in_no_more_keeps_nothing(
     provider.says(PERSON, preferred_username=PERSON, schac_home_organization="lakeview.example")
     page = await elsewhere.log_in(PERSON)
     assert page.status_code == httpx.codes.FORBIDDEN
-    assert "Your server was stopped, and your rights and tokens were taken back" in page.text
+    assert "Your rights, tokens and server were taken back" in page.text
     assert "No account was made" not in page.text
     assert (person.groups, person.admin, person.active) == ([], False, False)
     assert not psutil.pid_exists(pid)

@@ -755,6 +755,13 @@ class TestModelsThatCannotBeKept:
         await at.until(lambda: "its models cannot be kept yet" in at.run(run_id).phase, project_id)
         return project_id, run_id, folder
 
+    async def stopped(self, at: Stage, kept: Path) -> tuple[str, Run, Path]:
+        """Its owner does not wait for room: project, run, and its folder."""
+        kept.rmdir()
+        project_id, run_id, folder = await self.finished(at)
+        at.federation.coordinator.stop_run(ANNA, run_id)
+        return project_id, await at.ended(project_id, run_id), folder
+
     async def test_the_run_waits_until_they_can(self, tmp_path: Path, kept: Path) -> None:
         async with stage(tmp_path) as at:
             kept.rmdir()
@@ -767,10 +774,7 @@ class TestModelsThatCannotBeKept:
 
     async def test_an_owner_who_does_not_wait_loses_no_file(self, tmp_path: Path, kept: Path) -> None:
         async with stage(tmp_path) as at:
-            kept.rmdir()
-            project_id, run_id, folder = await self.finished(at)
-            at.federation.coordinator.stop_run(ANNA, run_id)
-            run = await at.ended(project_id, run_id)
+            project_id, run, folder = await self.stopped(at, kept)
             assert (run.status, run.model_sha256) == (RunStatus.FINISHED, "")
             assert "The model could not be kept: The service cannot write to its disk." in run.message
             await at.looks()
@@ -783,17 +787,14 @@ class TestModelsThatCannotBeKept:
 
     async def test_what_was_left_is_kept_when_there_is_room(self, tmp_path: Path, kept: Path) -> None:
         async with stage(tmp_path) as at:
-            kept.rmdir()
-            project_id, run_id, folder = await self.finished(at)
-            at.federation.coordinator.stop_run(ANNA, run_id)
-            run = await at.ended(project_id, run_id)
+            _, run, folder = await self.stopped(at, kept)
             kept.mkdir()
             with pytest.MonkeyPatch.context() as full:
                 full.setattr(at.federation.artifacts, "put_model", has_no_room)
                 await at.sweeper.sweep()
-            assert (at.run(run_id), len(list(folder.glob("*.safetensors")))) == (run, 3)
+            assert (at.run(run.id), len(list(folder.glob("*.safetensors")))) == (run, 3)
             await at.sweeper.sweep()
-            run = at.run(run_id)
+            run = at.run(run.id)
             assert at.federation.artifacts.model(run.model_sha256).read_bytes() == b"weights 2"
             assert [(one.round, one.size) for one in run.models] == [(1, 9), (2, 9)]
             assert run.message.endswith("It was kept later, when there was room.")
@@ -809,10 +810,7 @@ class TestModelsThatCannotBeKept:
         self, tmp_path: Path, kept: Path
     ) -> None:
         async with stage(tmp_path) as at:
-            kept.rmdir()
-            project_id, run_id, _ = await self.finished(at)
-            at.federation.coordinator.stop_run(ANNA, run_id)
-            await at.ended(project_id, run_id)
+            project_id, run, _ = await self.stopped(at, kept)
             kept.mkdir()
             put_model, loop = at.federation.artifacts.put_model, asyncio.get_running_loop()
 
@@ -828,7 +826,7 @@ class TestModelsThatCannotBeKept:
             with pytest.MonkeyPatch.context() as slow:
                 slow.setattr(at.federation.artifacts, "put_model", put_and_delete)
                 await at.sweeper.sweep()
-            assert at.federation.store.run(run_id) is None
+            assert at.federation.store.run(run.id) is None
             assert at.federation.store.audit_lines()[-1].action == "project-deleted"
 
     async def test_one_that_cannot_costs_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
