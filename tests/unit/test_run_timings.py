@@ -5,30 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from federator.contract import RunStatus
-
-from hub_service.domain.runs import EventKind, Run, RunEvent, RunTarget
+from hub_service.domain.runs import EventKind, RunEvent
 from hub_service.run_timings import RunTimings, Timed
+from tests.fakes.runs import RUN as A_RUN
 
-RUN = Run(
-    id="r1",
-    project_id="p1",
-    number=1,
-    fab_hash="f",
-    rounds=3,
-    compare=False,
-    target=RunTarget.FINISHED,
-    status=RunStatus.RUNNING,
-    phase="",
-    message="",
-    started_by="ada",
-    sites={"a": "north"},
-    created_at=datetime.fromtimestamp(100, UTC),
-    finished_at=None,
-    model_sha256="",
-    model_size=0,
-    model_round=0,
-)
+RUN = replace(A_RUN, created_at=datetime.fromtimestamp(100, UTC))
 
 
 def sent(number: int, at: float, phase: str = "federated") -> RunEvent:
