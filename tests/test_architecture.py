@@ -158,8 +158,9 @@ FENCES = {
     "torchvision": (),
 }
 
-# What of the client package the other packages import too: what goes over the wire between them.
-SHARED = ("federator.contract", "federator.framing", "federator.logs", "federator.parcel")
+# What of the client package the other packages import too: what goes over the wire between them, and what holds for
+# processes at both ends.
+SHARED = ("federator.allocator", "federator.contract", "federator.framing", "federator.logs", "federator.parcel")
 
 CONCRETE_CLASSES = {
     "hub_service.store.sql",
@@ -186,7 +187,7 @@ def test_layers(importer: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["hub_service", "spawner"])
-def test_only_what_is_on_the_wire_is_shared_with_the_client_package(package: str) -> None:
+def test_only_what_both_ends_need_is_shared_with_the_client_package(package: str) -> None:
     broken = {
         f"{module} imports {imported}"
         for module, names in IMPORTS.items()
@@ -219,9 +220,11 @@ def test_only_what_is_started_names_concrete_classes() -> None:
     assert not broken
 
 
-@pytest.mark.parametrize("module", ["federator.contract", "federator.framing", "federator.logs"])
+@pytest.mark.parametrize("module", ["federator.allocator", "federator.contract", "federator.framing", "federator.logs"])
 def test_what_is_shared_needs_the_standard_library_only(module: str) -> None:
     allowed = {"__future__", "collections", "dataclasses", "enum", "re", "struct", "typing"}
+    if module == "federator.allocator":
+        allowed |= {"ctypes"}
     if module == "federator.logs":
         allowed |= {"contextlib", "contextvars", "datetime", "json", "logging", "sys"}
     assert {name.partition(".")[0] for name in IMPORTS[module]} <= allowed

@@ -165,8 +165,8 @@ class Observer:
     def sent_arrays(self, message_id: str) -> Arrays:
         return self._sent[message_id].letter.arrays
 
-    def model(self, sha256: str, size: int, number: int) -> None:
-        self._event(EventKind.MODEL, text=sha256, size=size, round=number)
+    def model(self, size: int, number: int) -> None:
+        self._event(EventKind.MODEL, size=size, round=number)
 
     def score(self, model: str, node_id: int, metrics: Mapping[str, float], counts: Mapping[str, list[int]]) -> None:
         self._event(EventKind.SCORE, model=model, node_id=node_id, counts=dict(counts), **_split(metrics))

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import httpx
+from federator import allocator
 from federator.logs import FORMAT_VARIABLE, PROJECT_VARIABLE, RUN_VARIABLE
 
 from hub_service.aggregators.base import Endpoint
@@ -75,6 +76,7 @@ def environment(home: str, project_id: str = "", run_id: str | None = None) -> d
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
+        **allocator.settings(os.environ),
     }
 
 

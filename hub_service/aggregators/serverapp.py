@@ -352,12 +352,12 @@ def execute(plan: Plan, folder: Path, observer: Observer, *, again: bool = False
     def write(arrays: Mapping[str, NDArray[Any]], number: int) -> None:
         metadata = {"round": str(number), "flower-run-id": str(plan.flower_run_id)}
         try:
-            sha256, size = write_model(folder / MODEL_FILE, arrays, metadata)
+            size = write_model(folder / MODEL_FILE, arrays, metadata)
             keep_model(folder / MODEL_FILE, folder / round_model_file(number))
         except ValueError as error:
             observer.note(f"the model of round {number} was not kept: {error}")
         else:
-            observer.model(sha256, size, number)
+            observer.model(size, number)
 
     def save(arrays: ArrayRecord, number: int) -> None:
         models.write({name: numpy_view(array) for name, array in arrays.items()}, number)

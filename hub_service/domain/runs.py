@@ -88,7 +88,7 @@ class EventKind(StrEnum):
     PHASE = "phase"  # phase: "federated", "alone" (with node_id) or "compare"
     SENT = "sent"  # one message to one node
     REPLY = "reply"  # one node's answer, or its error
-    MODEL = "model"  # the global model after a round was written: text = sha256, bytes, round
+    MODEL = "model"  # the global model after a round was written: size, round
     SCORE = "score"  # a model ("federated", or the node id that trained alone) on a node's test data
     # text: which nodes are waited for and silent ("" once there are none); metrics: each one's silence in seconds;
     # seconds: the longest of them

@@ -155,7 +155,7 @@ async def test_a_run_goes_from_start_to_model(tmp_path: Path) -> None:
         assert at.run(run_id).status is RunStatus.RUNNING
         at.backend.report(project_id, run_id, sent(b, 1), reply(b, 1, loss=2.0, examples=10))
         at.backend.write_model(project_id, run_id, b"weights")
-        at.backend.report(project_id, run_id, RunEvent(EventKind.MODEL, 2.0, "federated", 3, size=7, text="f" * 64))
+        at.backend.report(project_id, run_id, RunEvent(EventKind.MODEL, 2.0, "federated", 3, size=7))
         at.backend.report(project_id, run_id, RunEvent(EventKind.PHASE, 3.0, "alone", node_id=b))
         await at.until(lambda: at.run(run_id).phase == "b alone", project_id)
         at.backend.report(project_id, run_id, RunEvent(EventKind.PHASE, 3.0, "compare"))

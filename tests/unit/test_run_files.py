@@ -57,8 +57,7 @@ def test_a_model_keeps_names_shapes_and_dtypes(tmp_path: Path) -> None:
         "bn.num_batches_tracked": np.array(4, dtype=np.int64),
     }
     path = tmp_path / "model.safetensors"
-    digest, size = write_model(path, arrays, {"round": "3"})
-    assert (len(digest), size) == (64, path.stat().st_size)
+    assert write_model(path, arrays, {"round": "3"}) == path.stat().st_size
     with safe_open(path, "np") as model:
         assert model.metadata() == {"round": "3"}
         for name, array in arrays.items():

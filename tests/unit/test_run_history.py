@@ -20,7 +20,7 @@ def resumed(phase: str, number: int, node: int = 0) -> RunEvent:
 
 
 def kept(number: int) -> RunEvent:
-    return RunEvent(EventKind.MODEL, 2.0, "federated", number, size=7, text="f" * 64)
+    return RunEvent(EventKind.MODEL, 2.0, "federated", number, size=7)
 
 
 def trained_alone(node: int, number: int) -> RunEvent:

@@ -80,8 +80,8 @@ async def finished_run(world: World, folder: Path, project_id: str, counts: dict
         save_file({"0": np.array([number, number], dtype=np.float64)}, source)
         models.append(ModelFile(*world.artifacts.put_model(source), number))
     events = [
-        RunEvent(EventKind.MODEL, 8.0, round=1, size=models[0].size, text=models[0].sha256),
-        RunEvent(EventKind.MODEL, 8.0, round=2, size=models[1].size, text=models[1].sha256),
+        RunEvent(EventKind.MODEL, 8.0, round=1, size=models[0].size),
+        RunEvent(EventKind.MODEL, 8.0, round=2, size=models[1].size),
     ]
     events += [
         RunEvent(

@@ -61,7 +61,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import Message as Protobuf
 
-from federator import logs
+from federator import allocator, logs
 from federator import service_client as api
 from federator.app_import import forget, import_attribute, import_for_first_use, own_line
 from federator.approvals import ApprovalCheck, FetchApproved, NobodyAnswers, NotApproved, RoundCheck
@@ -361,6 +361,8 @@ class Node:
             received = await self._until_granted(ask)
             if not received.parts:
                 self._busy.clear()
+                if not self._between_runs.is_set():
+                    allocator.give_back()
                 self._between_runs.set()
                 self._report_waiting("Waiting for a run.")
                 if time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls

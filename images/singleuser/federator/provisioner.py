@@ -19,6 +19,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.paths import jupyter_runtime_dir
 from tornado.web import HTTPError
 
+from federator import allocator
 from federator import service_client as api
 from federator.contract import Assignment, Env
 from federator.cpu import THREADS_VARIABLE, usable_cores
@@ -61,7 +62,7 @@ class FederatorProvisioner(LocalProvisioner):
         super().__init__(**kwargs)
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Check, and add the assignment and the number of threads to the kernel's environment.
+        """Check, and add the assignment, the number of threads and the ways of memory to the kernel's environment.
 
         Raises:
             StartRefused: 403, 409 or 503.
@@ -75,6 +76,7 @@ class FederatorProvisioner(LocalProvisioner):
         launch["env"][Env.ASSIGNMENT.value] = json.dumps(asdict(assignment))
         # The site's word, or the person's, goes first.
         launch["env"].setdefault(THREADS_VARIABLE, str(usable_cores(launch["env"])))
+        launch["env"] |= allocator.settings(launch["env"])
         return launch
 
     def _forget_ports(self) -> None:
