@@ -163,18 +163,24 @@ async def test_a_crash_is_reported_with_its_reason_and_the_kernel_comes_back(
     assert await server.kernels() == {KERNEL: SPEC}
 
 
+@pytest.mark.parametrize("taken", ["shell", "iopub", "stdin", "control"])
 async def test_a_kernel_whose_port_another_program_has_comes_up_on_another(
-    service: FakeService, server: NotebookServer, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, server: NotebookServer, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
-    """Two servers of one machine that start kernels at once may choose the same free port."""
+    """Two servers of one machine that start kernels at once may choose the same free port. Nobody listens to the
+    heartbeat's."""
     app = averaging_app()
     fab_hash = hashlib.sha256(app).hexdigest()
     service.apps = {fab_hash: app}
     cache = LocalPortCache.instance()
     choose = cache.find_available_port
     with socket.create_server(("127.0.0.1", 0)) as other_program:
-        chosen = iter([other_program.getsockname()[1]])
-        monkeypatch.setattr(cache, "find_available_port", lambda ip: next(chosen, None) or choose(ip))
+        order = iter(["shell", "iopub", "stdin", "heartbeat", "control"])  # Jupyter's own
+
+        def chosen(ip: str) -> int:
+            return int(other_program.getsockname()[1]) if next(order, None) == taken else choose(ip)
+
+        monkeypatch.setattr(cache, "find_available_port", chosen)
         service.assign(replace(ASSIGNMENT, fab_hash=fab_hash))
         seen = await reported(service, ClientState.FAILED)
         assert "Address already in use" in service.details("part1", ClientState.FAILED)[0]

@@ -118,6 +118,12 @@ class ClientKernelApp(IPKernelApp):
         # ipykernel puts Python's own handler in place while a cell runs, and this one back afterwards.
         signal.signal(signal.SIGINT, self._interrupt_node)
 
+    def close(self) -> None:
+        """Called when the process ends: ipykernel forgets the socket whose port it could not have, and waits for it."""
+        if self.iopub_socket is not None and self.iopub_thread is None:
+            self.iopub_socket.close()
+        super().close()
+
     def _interrupt_node(self, *_: object) -> None:
         if self.kernel is not None:
             self.kernel.client.interrupt()
