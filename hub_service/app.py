@@ -58,6 +58,7 @@ from hub_service.settings import AggregatorEngine, Settings
 from hub_service.store.base import Store
 from hub_service.store.sql import SqlStore
 from hub_service.sweeper import Sweeper
+from hub_service.turns import Turns
 from hub_service.web.routes import make_routes, route_names
 from hub_service.web.tracing import TracedApplication
 
@@ -208,6 +209,7 @@ class Service:
             quotas=settings.quotas,
             client_lost=self._metrics.client_lost,
         )
+        turns = Turns()
         reconciler = Reconciler(
             store=store,
             artifacts=artifacts,
@@ -218,6 +220,7 @@ class Service:
             tell=outbox.tell,
             keep_model_bytes=settings.keep_model_bytes,
             watch=self._metrics,
+            turns=turns,
         )
         self._opened.push_async_callback(reconciler.close)
         gateway = Gateway(
@@ -228,6 +231,7 @@ class Service:
             moved=coordinator.node_moved,
             clock=_now,
             rate_limits=self._rate_limits,
+            turns=turns,
         )
         self._opened.push_async_callback(gateway.close)
         self._in_background(reconciler.run, "reconciler")
@@ -260,7 +264,9 @@ class Service:
                 *self._health_routes(),  # the routes below would take its path
                 (f"{settings.prefix}oauth_callback", OAuthCallback),
                 *fleet_routes(gateway),
-                *make_routes(coordinator=coordinator, changes=changes, prefix=settings.prefix, scrape=scrape),
+                *make_routes(
+                    coordinator=coordinator, changes=changes, prefix=settings.prefix, scrape=scrape, turns=turns
+                ),
             ],
         )
         self._opened.callback(changes.close)  # first of all, so that those who wait are answered

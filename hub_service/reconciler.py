@@ -24,6 +24,7 @@ from hub_service.domain.runs import Run
 from hub_service.results.models import KEEP_BYTES
 from hub_service.run_driver import NOBODY_WATCHES, FlowerControl, RunDriver, RunWatch, Workshop
 from hub_service.store.base import Store
+from hub_service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Reconciler:
         poll_s: how often a run in flight is looked at, in seconds.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
         keep_model_bytes: of the models of one run's rounds that are kept.
+        turns: of the service's thread.
     """
 
     def __init__(
@@ -60,12 +62,24 @@ class Reconciler:
         tell: Tell = tell_nobody,
         watch: RunWatch = NOBODY_WATCHES,
         keep_model_bytes: int = KEEP_BYTES,
+        turns: Turns | None = None,
     ) -> None:
         self._store = store
         self._backend = backend
         self._changes = changes
         self._workshop = Workshop(
-            store, artifacts, backend, superlink, changes, clock, poll_s, nodes_wait_s, keep_model_bytes, tell, watch
+            store,
+            artifacts,
+            backend,
+            superlink,
+            changes,
+            clock,
+            poll_s,
+            nodes_wait_s,
+            keep_model_bytes,
+            tell,
+            watch,
+            turns or Turns(),
         )
         self._drivers: dict[str, asyncio.Task[None]] = {}  # by project
 

@@ -37,6 +37,7 @@ from hub_service.run_history import Overdue, RoundDone, RoundsDone, standing
 from hub_service.run_progress import Progress, finite, site_of
 from hub_service.run_views import rounds
 from hub_service.store.base import Store
+from hub_service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Workshop:
         poll_s: how often a run in flight is looked at, in seconds; for a while more often when something happened.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
         keep_model_bytes: of the models of its rounds that are kept.
+        turns: of the service's thread.
     """
 
     store: Store
@@ -107,6 +109,7 @@ class Workshop:
     keep_model_bytes: int
     tell: Tell = tell_nobody
     watch: RunWatch = NOBODY_WATCHES
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(slots=True)
@@ -131,6 +134,7 @@ class RunDriver:
         self._artifacts = workshop.artifacts
         self._backend = workshop.backend
         self._superlink = workshop.superlink
+        self._turns = workshop.turns
         self._changes = workshop.changes
         self._clock = workshop.clock
         self._poll_s = workshop.poll_s
@@ -344,6 +348,7 @@ class RunDriver:
         while True:
             # Asked before reading: what the ServerApp wrote before its end is read after it.
             exit_status = await self._backend.serverapp_exit(run.project_id, run.id)
+            await self._turns.wait()
             progress, fresh = await self._look()
             if progress.outcome is not None:
                 return progress.outcome, progress.run.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,7 @@ NODE_IDS = "node-ids.json"
 # A start costs seconds of a processor's time: of too many at once, each would take long enough to be given up.
 STARTS_AT_ONCE = 4 * (os.cpu_count() or 1)
 
-NICENESS = 5
+NICENESS = 10
 """Of both processes: the pages of all projects, and everybody's messages, go before one project's sums."""
 
 LOST = -1
@@ -31,6 +32,17 @@ LOST = -1
 _PROBE_S = 0.02
 _PROBE_TIMEOUT = httpx.Timeout(5.0)
 _LOG_LINES = 5
+
+
+def lower_priority(niceness: int) -> None:
+    """Let the calling process, and its session, come after the others of the machine.
+
+    Linux may share the processors out among sessions first: a process's niceness then counts within its session only,
+    and the session's stands beside it (sched(7), "autogroup").
+    """
+    os.nice(niceness)
+    with suppress(OSError):  # no such groups here, or others have just been set
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def superlink_arguments(host: str, port: int, node_ids: str, run_id: str | None = None) -> list[str]:

@@ -82,7 +82,7 @@ from hub_service.aggregators.observing_grid import (
     size_of_record,
 )
 from hub_service.aggregators.plan import Plan
-from hub_service.aggregators.processes import NICENESS
+from hub_service.aggregators.processes import NICENESS, lower_priority
 from hub_service.aggregators.strategy_calls import Calls, StrategyCalls
 from hub_service.domain.runs import WIRE_PRECISION_KEY, EventKind, WirePrecision
 from hub_service.full_disk import is_full_disk
@@ -482,7 +482,7 @@ def main() -> int:
     # Flower's heartbeat interrupts this process; one started in the background may have inherited SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = parse_arguments(sys.argv[1:])
-    os.nice(NICENESS)
+    lower_priority(NICENESS)
     return follow_plan(folder)
 
 

@@ -93,7 +93,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hub_service.aggregators.link_state import LinkState
-from hub_service.aggregators.processes import NICENESS
+from hub_service.aggregators.processes import NICENESS, lower_priority
 
 PREFIX = "/v1/bulk/"
 MEDIA_TYPE = "application/octet-stream"
@@ -571,7 +571,7 @@ def main() -> None:
     options.add_argument("--run-id", type=int)
     options.add_argument("--unix-socket", type=Path)
     ours, theirs = options.parse_known_args()
-    os.nice(NICENESS)
+    lower_priority(NICENESS)
     logs.take_over(FLOWER_LOGGER, logs.begin_process(os.environ))
     sys.argv[1:] = [*theirs, "--database", FLWR_IN_MEMORY_DB_NAME]
     create_app = superlink_main.create_app

@@ -64,6 +64,7 @@ from hub_service.domain.projects import NodeGrant
 from hub_service.gateway.signature import SIGNATURE_HEADERS, ClockOff, NotSigned, signing_key
 from hub_service.rate_limits import Counted, RateLimits
 from hub_service.site_stages import Stage
+from hub_service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ class Gateway:
         body_limit: bytes of one request's body.
         longest_silence_s: how long a node may send nothing in the middle of a request, in seconds.
         rate_limits: how often nodes may ask; those of `hub_service.rate_limits` where none are given.
+        turns: of the service's thread.
     """
 
     def __init__(
@@ -251,6 +253,7 @@ class Gateway:
         body_limit: int = BODY_LIMIT,
         longest_silence_s: float = LONGEST_SILENCE_S,
         rate_limits: RateLimits | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._grants = grants
         self._backend = backend
@@ -262,6 +265,7 @@ class Gateway:
         self.body_limit = body_limit
         self.longest_silence_s = longest_silence_s
         self._rate_limits = rate_limits or RateLimits()
+        self.turns = turns or Turns()
         self.traffic: dict[str, Traffic] = {}  # by participation
         self._sessions: dict[bytes, _Session] = {}
         self._closed = False

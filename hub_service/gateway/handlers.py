@@ -100,6 +100,7 @@ class FleetHandler(RequestHandler):
         """Nodes sign their requests; no cookie counts here."""
 
     async def prepare(self) -> None:
+        await self.gateway.turns.wait()
         try:
             self._begin()
         except Refusal as refusal:

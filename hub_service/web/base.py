@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from logging import getLogger
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from federator import logs
 from federator.contract import API_VERSION, Problem
@@ -23,6 +23,7 @@ from hub_service.coordinator import Coordinator
 from hub_service.domain.errors import FederationError, Invalid, TooLarge, TooMany, Unavailable
 from hub_service.identity import ApiIdentity
 from hub_service.rate_limits import Counted
+from hub_service.turns import Turns
 from hub_service.web.error_map import STATUS, problem_of, problem_of_status
 from hub_service.web.schema import MAX_BODY, MAX_UPLOAD, Body, parse, to_json
 from hub_service.web.templating import Templates
@@ -70,18 +71,26 @@ class Parts:
     templates: Templates
     prefix: str  # where the service is served, with a slash at both ends
     scrape: Scrape
+    turns: Turns
 
 
 class Answering(RequestHandler):
     """Headers and errors of everything that is served below the prefix."""
 
+    goes_first: ClassVar[bool] = True  # before what nodes and runs ask of the service, where a browser asks
+
     parts: Parts
 
     def initialize(self, parts: Parts) -> None:
         self.parts = parts
+        if self.goes_first and "Authorization" not in self.request.headers:  # scripts and notebook servers send a token
+            parts.turns.page_begins(self)
         # A client that follows the redirect after an upload may still name the upload's type, and send no form.
         if self.request.method == "GET" and "Content-Type" in self.request.headers:
             del self.request.headers["Content-Type"]
+
+    def on_finish(self) -> None:
+        self.parts.turns.page_ends(self)
 
     def set_default_headers(self) -> None:
         self.set_header(API_HEADER, str(API_VERSION))

@@ -40,6 +40,7 @@ def pause_s(looked_s: float, followers: int) -> float:
 class EventStream(ApiHandler):
     """Asks `changes` for the next change, looks, and sends what is new. Subclasses say what there is to send."""
 
+    goes_first = False
     heartbeat_s: ClassVar[float] = HEARTBEAT_S
     login_look_s: ClassVar[float] = LOGIN_LOOK_S
 
@@ -69,6 +70,7 @@ class EventStream(ApiHandler):
         ends = loop.time() + LONGEST_STREAM_S
         self._known_at = loop.time()
         while loop.time() < ends:
+            await self.parts.turns.wait()
             seen = self.parts.changes.revision(topic)
             begun = loop.time()
             try:

@@ -12,6 +12,7 @@ from tornado.web import RequestHandler
 
 from hub_service.changes import Changes
 from hub_service.coordinator import Coordinator
+from hub_service.turns import Turns
 from hub_service.web import (
     approvals,
     apps,
@@ -60,13 +61,18 @@ PAGE_ROUTES: tuple[tuple[str, type[RequestHandler]], ...] = (
 
 
 def make_routes(
-    *, coordinator: Coordinator, changes: Changes, prefix: str = SERVICE_PREFIX, scrape: Scrape = no_metrics
+    *,
+    coordinator: Coordinator,
+    changes: Changes,
+    prefix: str = SERVICE_PREFIX,
+    scrape: Scrape = no_metrics,
+    turns: Turns | None = None,
 ) -> list[URLSpec]:
     """Routes for a tornado application whose settings hold `hub_auth` and `cookie_secret`, with `xsrf_cookies` on.
 
     They cover every path below the prefix: routes of others below it, such as the OAuth callback, go first.
     """
-    parts = {"parts": Parts(coordinator, changes, Templates(prefix), prefix, scrape)}
+    parts = {"parts": Parts(coordinator, changes, Templates(prefix), prefix, scrape, turns or Turns())}
     return [
         *_specs(prefix, ((_pattern(route), handler) for route, handler in API_ROUTES), parts),
         *_specs(prefix, PAGE_ROUTES, parts),

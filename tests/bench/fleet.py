@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Event
@@ -18,6 +19,7 @@ from federator.contract import SERVICE_PREFIX, Assignment, Env
 from federator.node import Node, node_for_assignment
 from federator.service_client import Access, ServiceClient
 
+from hub_service.aggregators.processes import lower_priority
 from tests.bench.hub import DATASET, Hub, Project
 
 _STOP_S = 10.0
@@ -44,25 +46,32 @@ def clients(hub: Hub, parts: Sequence[tuple[Assignment, Access]]) -> Iterator[No
     context.set_forkserver_preload([__name__])
     over = context.Event()
     address = httpx.URL(hub.origin).netloc.decode()
-    processes = [
-        context.Process(target=_client, args=(assignment, access, address, over)) for assignment, access in parts
-    ]
-    for process in processes:
-        process.start()
+    together = context.Process(target=_clients, args=(parts, address, over))
+    together.start()
     try:
         yield
     finally:
         over.set()
-        for process in processes:
-            process.join(_STOP_S)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        together.join(2 * _STOP_S)
+        if together.is_alive():
+            os.killpg(together.pid or 0, signal.SIGKILL)
+            together.join()
+
+
+def _clients(parts: Sequence[tuple[Assignment, Access]], address: str, over: Event) -> None:
+    """All sites' processes. Sites have machines of their own: here they come after the Hub and the service."""
+    os.setsid()
+    lower_priority(_NICENESS)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_client, args=(*part, address, over)) for part in parts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
 
 
 def _client(assignment: Assignment, access: Access, address: str, over: Event) -> None:
-    """One site's process. Sites have machines of their own: here they come after the Hub and the service."""
-    os.nice(_NICENESS)
+    """One site's process."""
     logging.disable(logging.INFO)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Flower tells there of each app that it unpacks

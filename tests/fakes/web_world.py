@@ -46,6 +46,7 @@ from hub_service.rate_limits import LIMITS, Counted, RateLimits
 from hub_service.readiness import Readiness
 from hub_service.store.base import Store
 from hub_service.store.memory import MemoryStore
+from hub_service.turns import Turns
 from hub_service.web.routes import make_routes
 from hub_service.web.tracing import TracedApplication
 from tests.fakes.aggregators import FakeAggregators
@@ -109,6 +110,7 @@ class World:
     hub_auth: ServiceHubOAuth
     logs: dict[str, bytes]  # of ServerApps, by run
     backend: FakeAggregators
+    turns: Turns
 
     def person(self, name: str) -> Person:
         return self.hub.people[name]
@@ -294,6 +296,7 @@ async def served_world(
         return clock[0]
 
     logs: dict[str, bytes] = {}
+    turns = Turns()
 
     async def serverapp_log(project_id: str, run_id: str, after: int) -> LogPiece:
         return piece_of_bytes(logs.get(run_id, b""), after)
@@ -335,7 +338,7 @@ async def served_world(
     application = TracedApplication(
         [
             (f"{SERVICE_PREFIX}oauth_callback", OAuthCallback),
-            *make_routes(coordinator=coordinator, changes=changes, scrape=scrape),
+            *make_routes(coordinator=coordinator, changes=changes, scrape=scrape, turns=turns),
         ],
         hub_auth=hub_auth,
         cookie_secret=b"a secret for tests, 32 bytes long",
@@ -348,7 +351,9 @@ async def served_world(
     server = HTTPServer(application)
     server.add_sockets([sock])
     try:
-        yield World(hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth, logs, backend)
+        yield World(
+            hub, url + SERVICE_PREFIX, store, artifacts, changes, coordinator, clock, hub_auth, logs, backend, turns
+        )
     finally:
         server.stop()
         await server.close_all_connections()
