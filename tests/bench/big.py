@@ -16,7 +16,7 @@ from tests.bench.timings import overheads
 from tests.bench.workload import HUGE, LARGE, Workload
 
 SITES, MORE_SITES = 3, 6
-ROUNDS = 4
+ROUNDS = 12  # the machine goes faster and slower by turns
 BELOW_NVFLARE = 4
 OF_LOOPBACK = 0.4
 MODELS_GOAL = 3.0
