@@ -45,7 +45,7 @@ class Reconciler:
         poll_s: how often a run in flight is looked at, in seconds.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
         keep_model_bytes: of the models of one run's rounds that are kept.
-        turns: of the service's thread.
+        turns: whose turn it is in the service's thread.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class Workshop:
         poll_s: how often a run in flight is looked at, in seconds; for a while more often when something happened.
         nodes_wait_s: how long a run waits for its sites' clients, in seconds.
         keep_model_bytes: of the models of its rounds that are kept.
-        turns: of the service's thread.
+        turns: whose turn it is in the service's thread.
     """
 
     store: Store

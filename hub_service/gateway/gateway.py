@@ -237,7 +237,7 @@ class Gateway:
         body_limit: bytes of one request's body.
         longest_silence_s: how long a node may send nothing in the middle of a request, in seconds.
         rate_limits: how often nodes may ask; those of `hub_service.rate_limits` where none are given.
-        turns: of the service's thread.
+        turns: whose turn it is in the service's thread.
     """
 
     def __init__(

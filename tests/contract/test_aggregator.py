@@ -21,11 +21,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
 from hub_service.aggregators.local import LocalAggregators
 from hub_service.aggregators.plan import PLAN_FILE
-from hub_service.aggregators.processes import LOST, answers, environment, flower_run_id, superlink_arguments
+from hub_service.aggregators.processes import LOST, NICENESS, answers, environment, flower_run_id, superlink_arguments
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
 from spawner.ports import free_port
 from tests.fakes.aggregator_places import DockerPlace, LocalPlace, Place, processes_below
+from tests.fakes.fleet import local_aggregators
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.measured import module_command
 
@@ -288,6 +289,16 @@ async def test_a_superlink_that_ends_at_once_shows_the_end_of_its_log_and_no_sec
     log = (tmp_path / "projects" / PROJECT / "superlink.log").read_text()
     assert "FLWR_TELEMETRY_ENABLED=0" in log
     assert "JUPYTERHUB" not in log
+
+
+async def test_a_projects_own_processes_come_after_the_service(tmp_path: Path) -> None:
+    backend = local_aggregators(tmp_path)
+    try:
+        await backend.start(PROJECT)
+        assert [one.nice() >= NICENESS for one in processes_below(tmp_path / "projects")] == [True]
+    finally:
+        await backend.stop(PROJECT)
+        await backend.close()
 
 
 async def test_a_superlink_that_never_answers_is_killed_with_all_it_started(tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ async def test_an_aggregator_that_ends_in_the_middle_of_its_answer_is_asked_agai
             assert (await asked).status_code == 503
 
 
+async def test_a_nodes_request_waits_until_it_is_its_turn(idle: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page goes first, and holds up whoever asks meanwhile."""
+    asked, its_turn = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        await its_turn.wait()
+
+    monkeypatch.setattr(idle.gateway.turns, "wait", wait)
+    member = idle.members["a"]
+    beat = SendNodeHeartbeatRequest(node=Node(node_id=member.node_id), heartbeat_interval=30)
+    answer = asyncio.ensure_future(post(idle, "send-node-heartbeat", beat, signed(member)))
+    async with asyncio.timeout(60):
+        await asked.wait()
+        assert not answer.done()
+        its_turn.set()
+        assert (await answer).status_code == 200
+
+
 @pytest.mark.parametrize(
     "why", ["unknown key", "forged", "forged and too old", "no time zone", "no signature", "no key"]
 )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from federator import site_log
+from federator import allocator, site_log
 from federator.client import FlowerClient
 from federator.contract import Assignment, ClientState
 from federator.service_client import Access, NotFound, ServiceClient
@@ -177,6 +177,16 @@ async def test_its_libraries_start_as_many_threads_as_there_are_cores_for_it(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     async with client_kernel() as kernel:
         assert (await kernel.run("import os; os.environ['OMP_NUM_THREADS']"))["text/plain"] == "'7'"
+
+
+async def test_it_keeps_the_memory_of_one_model_for_the_next(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the site or the person has not said otherwise."""
+    monkeypatch.delenv(allocator.VARIABLE, raising=False)
+    async with client_kernel() as kernel:
+        said = (await kernel.run(f"import os; os.environ['{allocator.VARIABLE}']"))["text/plain"]
+    assert said == repr(allocator.settings({})[allocator.VARIABLE])
 
 
 async def test_shutdown_takes_less_than_two_seconds(service: FakeService) -> None:

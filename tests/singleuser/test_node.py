@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from federator import allocator
 from federator.contract import ClientState
 from federator.fleet import FleetConnection
 from federator.framing import Data
@@ -245,6 +246,21 @@ async def test_a_site_that_is_revoked_in_the_middle_ends_alone(tmp_path: Path) -
         del it.grants[revoked.public_key]
         assert "ended" in await revoked.reaches(ClientState.FAILED, within=5.0)
         await it.backend.stop(PROJECT)
+
+
+async def test_what_a_run_has_freed_is_given_back_once_nothing_comes_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Event()
+    monkeypatch.setattr("federator.node.POLL_S", 0.5)
+    monkeypatch.setattr(allocator, "give_back", given_back.set)
+    async with fleet(tmp_path) as it:
+        app = averaging_app()
+        members = [it.start_node("a", TARGETS["a"], app)]
+        await members[0].reaches(ClientState.READY)
+        assert not given_back.is_set()
+        await it.start_run(app, members, rounds=1)
+        assert await asyncio.to_thread(given_back.wait, 60)
 
 
 async def test_a_stop_during_a_long_poll_takes_less_than_a_second(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import sys
 import pytest
 from federator import allocator
 
+from hub_service.aggregators.processes import environment
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 
-MEGABYTE = 10**6
-MODEL = 100 * MEGABYTE
+MODEL = 100 * 10**6  # bytes
 FREES_MODELS = """
-import ctypes, json, resource, sys
+import json, resource
 from federator import allocator
 
 def model():
@@ -57,6 +58,10 @@ def test_what_is_kept_is_given_back() -> None:
     found = measured(allocator.settings({}))
     assert found["kept"] > MODEL
     assert found["left"] < found["kept"] - 0.9 * MODEL
+
+
+def test_an_aggregators_processes_are_started_so() -> None:
+    assert environment("/home")[allocator.VARIABLE] == allocator.settings(os.environ)[allocator.VARIABLE]
 
 
 def test_the_word_of_the_site_goes_first() -> None:

@@ -23,6 +23,7 @@ from hub_service.domain.notices import Notice
 from hub_service.domain.runs import LEFT_OUT, EventKind, Run, RunEvent
 from hub_service.reconciler import Reconciler
 from hub_service.sweeper import Sweeper
+from hub_service.turns import Turns
 from tests.fakes.aggregators import (
     CannotStop,
     EndsWhileItIsStopped,
@@ -137,6 +138,26 @@ class Stage:
 async def stage(folder: Path, **parts: object) -> AsyncIterator[Stage]:
     async with Stage(folder, **parts) as made:  # type: ignore[arg-type]
         yield made
+
+
+async def test_a_look_at_a_run_waits_until_it_is_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages go first. What the run has reported meanwhile is seen afterwards."""
+    asked, its_turn = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Turns) -> None:
+        asked.set()
+        await its_turn.wait()
+
+    monkeypatch.setattr(Turns, "wait", wait)
+    async with stage(tmp_path) as at:
+        project_id, run_id = await at.started()
+        a = at.node(at.first)
+        at.backend.report(project_id, run_id, FEDERATED, sent(a, 1), reply(a, 1, loss=1.0, examples=30))
+        async with asyncio.timeout(20):
+            await asked.wait()
+        assert at.run(run_id).phase != "round 1 of 3"
+        its_turn.set()
+        await at.until(lambda: at.run(run_id).phase == "round 1 of 3", project_id)
 
 
 async def test_a_run_goes_from_start_to_model(tmp_path: Path) -> None:

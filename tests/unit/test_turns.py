@@ -48,23 +48,26 @@ async def test_a_page_that_takes_long_holds_the_others_up_for_a_while_only(monke
     await in_time(its.wait())
 
 
-async def test_then_the_others_have_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for page after page stops no run."""
-    monkeypatch.setattr(turns, "LONGEST_S", 0.01)
+async def after_a_slow_page(monkeypatch: pytest.MonkeyPatch, others_s: float) -> Turns:
+    """It has held the others up for as long as it may; they have so many seconds for themselves now."""
     its = Turns()
-    its.page_begins("one")
+    monkeypatch.setattr(turns, "LONGEST_S", 0.0)
+    its.page_begins("slow")
+    monkeypatch.setattr(turns, "LONGEST_S", others_s)
     await in_time(its.wait())
     monkeypatch.setattr(turns, "LONGEST_S", 3600)
+    return its
+
+
+async def test_then_the_others_have_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for page after page stops no run."""
+    its = await after_a_slow_page(monkeypatch, others_s=3600)
     its.page_begins("the next")
     await in_time(its.wait())
 
 
 async def test_a_page_that_ends_late_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LONGEST_S", 0.0)
-    its = Turns()
-    its.page_begins("slow")
-    await in_time(its.wait())
-    monkeypatch.setattr(turns, "LONGEST_S", 3600)
+    its = await after_a_slow_page(monkeypatch, others_s=0.0)
     its.page_begins("quick")
     waiting = asyncio.ensure_future(its.wait())
     its.page_ends("slow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -45,11 +46,28 @@ async def test_a_script_and_a_notebook_server_wait_with_the_others(world: World,
     assert not pages.begun
 
 
-async def test_a_live_page_waits_with_the_others_for_what_is_new(world: World, pages: Pages) -> None:
-    project_id = world.project()
+async def test_a_live_page_waits_with_the_others_for_what_is_new(
+    world: World, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project_id, asked, its_turn = world.project(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        await its_turn.wait()
+
+    monkeypatch.setattr(world.turns, "wait", wait)
     async with world.browser("ada") as browser:
         await browser.get("")
         before = len(pages.begun)
-        async with browser.stream("GET", f"projects/{project_id}/events") as response:
-            await anext(response.aiter_lines())
+
+        async def first_line() -> str:
+            async with browser.stream("GET", f"projects/{project_id}/events") as response:
+                return await anext(response.aiter_lines())
+
+        line = asyncio.ensure_future(first_line())
+        async with asyncio.timeout(20):
+            await asked.wait()
+            assert not line.done()
+            its_turn.set()
+            assert await line == "event: section"
         assert len(pages.begun) == before
