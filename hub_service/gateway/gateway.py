@@ -11,7 +11,9 @@ What the gateway adds to Flower's Fleet API:
                                         its own end is noticed at once
     bulk-pull                           ours: [PullMessagesRequest, names of the blobs that the node has]
                                         -> [PullMessagesResponse, GetRunResponse, letter] and the blobs it lacks
-    bulk-push                           ours: [PushMessagesRequest], and the letter and blobs of an answer with content
+    bulk-push                           ours: [PushMessagesRequest], and the letter and blobs of an answer with content.
+                                        With the names of the blobs that the node has in a header it is a long poll:
+                                        -> [nothing] as soon as the answer is taken, and then what bulk-pull brings
     all others                          forwarded as they are
 
 Bodies of ours are in the frames of `federator.framing`, letters and blobs as in `federator.parcel`. Model data go from
@@ -354,16 +356,25 @@ class Gateway:
         """The node's next message with its run, its letter and the blobs it lacks; None when the poll ends."""
         try:
             request, had = split(body)
-            names = frozenset(json.loads(had))
-        except (ValueError, TypeError, RecursionError) as error:
+        except ValueError as error:
             raise Refusal(400, f"The body is not what this path takes: {error}") from error
+        return await self._delivery(caller, request, blob_names(had), poll_s)
+
+    async def pull_after_push(self, caller: Caller, node: Node, had: frozenset[str], poll_s: float) -> Delivery | None:
+        """As `bulk_pull`, for a node whose answer was taken. What is refused now, it hears when it asks by itself."""
+        request = PullMessagesRequest(node=node).SerializeToString()
+        with suppress(Refusal):
+            return await self._delivery(caller, request, had, poll_s)
+        return None
+
+    async def _delivery(self, caller: Caller, request: bytes, had: frozenset[str], poll_s: float) -> Delivery | None:
         with self._open_poll(caller):
             answer = await self._pull(caller, request, poll_s, self._next_letter)
         if not answer:
             return None
         envelope, run, letter = split(answer)
         try:
-            files = self._blobs(caller, Letter.unpacked(letter), names)
+            files = self._blobs(caller, Letter.unpacked(letter), had)
         except (NoSuchMail, BadFrame) as error:
             log.warning("project %s: a message has lost its model data: %s", caller.grant.project_id, error)
             return None
@@ -699,6 +710,14 @@ class Gateway:
         if status == HTTPStatus.UNAUTHORIZED:
             session.endpoint = None
             raise AnotherNode
+
+
+def blob_names(text: str | bytes) -> frozenset[str]:
+    """The blobs that a node says it has. Raises Refusal."""
+    try:
+        return frozenset(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Refusal(400, f"The names of blobs are none: {error}") from error
 
 
 def _require_patience(wait_s: int) -> None:

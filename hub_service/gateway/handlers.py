@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from email.utils import formatdate
 from typing import Any, cast
 from uuid import uuid4
 
 import aiohttp
 from federator import logs
-from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
+from federator.contract import FLEET_BLOBS_HEADER, FLEET_BODY_LIMIT_HEADER, FLEET_PREFIX
+from federator.framing import pack
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
 from hub_service.gateway.approved_apps import approved_request
-from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, NotNow, Refusal, TooMuch
+from hub_service.gateway.gateway import MEDIA_TYPE, Caller, Delivery, Gateway, NotNow, Refusal, TooMuch, blob_names
 from hub_service.gateway.upload import Upload
 from hub_service.identity import address_of
 from hub_service.site_stages import Stage
@@ -30,6 +31,7 @@ _FORWARDED = frozenset({"get-run", "get-fab", "pull-object", "push-object"})
 _UPLOAD, _DELIVERY = "bulk-push", "bulk-pull"
 _FETCH_APP = "get-fab"
 _PIECE = "push-object"
+_RECEIPT = pack([b""], {})
 _LONGEST_BODY_S = 24 * 3600.0  # a large model over a thin line; who sends nothing is cut off long before
 _REFUSED = frozenset({"register-node", "unregister-node"})
 _ANSWERED = frozenset(
@@ -82,6 +84,7 @@ class FleetHandler(RequestHandler):
         self.caller: Caller | None = None
         self.work: asyncio.Future[Any] | None = None
         self.upload: Upload | None = None
+        self.had: frozenset[str] | None = None  # blobs of a node that waits for its next message behind its upload
         self.pipe = BodyPipe()
         self.body = bytearray()
         self.received = 0
@@ -124,6 +127,8 @@ class FleetHandler(RequestHandler):
         if self.operation in _FORWARDED:
             self.work = asyncio.ensure_future(self._forward(self.caller))
         elif self.operation == _UPLOAD:
+            if (names := self.request.headers.get(FLEET_BLOBS_HEADER)) is not None:
+                self.had = blob_names(names)
             self.upload = Upload(self.gateway, self.caller, lambda: uuid4().hex)
             self.gateway.moved(self.caller, Stage.SENDING)
         self._listen()
@@ -187,8 +192,7 @@ class FleetHandler(RequestHandler):
         self.gateway.count(self.caller, from_node=self.received)
         try:
             if self.upload is not None:
-                await self.upload.finish()
-                self.gateway.moved(self.caller, Stage.ANSWERED)
+                await self._finish_upload(self.caller, self.upload)
             elif operation in _FORWARDED:
                 await self._finish_forwarded(self.caller)
             elif operation == _DELIVERY:
@@ -239,27 +243,47 @@ class FleetHandler(RequestHandler):
         finally:
             response.close()
 
+    async def _finish_upload(self, caller: Caller, upload: Upload) -> None:
+        await upload.finish()
+        self.gateway.moved(caller, Stage.ANSWERED)
+        if self.had is None:
+            return
+        self._announce(caller)
+        self.write(_RECEIPT)
+        await self.flush()
+        await self._deliver(caller, self.gateway.pull_after_push(caller, upload.node, self.had, self._poll_s()))
+
     async def _finish_delivery(self, caller: Caller) -> None:
-        self.work = asyncio.ensure_future(self.gateway.bulk_pull(caller, bytes(self.body), self._poll_s()))
+        await self._deliver(caller, self.gateway.bulk_pull(caller, bytes(self.body), self._poll_s()))
+
+    def _announce(self, caller: Caller) -> None:
+        """What is said before a message."""
+        self.set_header("Content-Type", MEDIA_TYPE)
+        self.set_header(FLEET_BODY_LIMIT_HEADER, str(self.gateway.limit_of(caller)))
+
+    async def _deliver(self, caller: Caller, pull: Coroutine[Any, Any, Delivery | None]) -> None:
+        """Send the message that `pull` brings, if it brings one."""
+        self.work = asyncio.ensure_future(pull)
         delivery: Delivery | None = await self.work
         if delivery is None:
             return
         try:
-            await self._deliver(caller, delivery)
+            await self._send(caller, delivery)
         except StreamClosedError:  # the node has gone
             raise
         except OSError as error:
-            self.clear()
+            if not self._headers_written:
+                self.clear()
             raise NotNow from error
         finally:
             delivery.close()
 
-    async def _deliver(self, caller: Caller, delivery: Delivery) -> None:
+    async def _send(self, caller: Caller, delivery: Delivery) -> None:
         size = len(delivery.head) + sum(os.fstat(file.fileno()).st_size for file in delivery.files)
         self.gateway.count(caller, to_node=size)
-        self.set_header("Content-Type", MEDIA_TYPE)
-        self.set_header("Content-Length", str(size))
-        self.set_header(FLEET_BODY_LIMIT_HEADER, str(self.gateway.limit_of(caller)))
+        if not self._headers_written:
+            self._announce(caller)
+            self.set_header("Content-Length", str(size))
         self.write(delivery.head)
         for file in delivery.files:
             if size <= _SMALL_BODY:

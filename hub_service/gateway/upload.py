@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from federator.framing import BadFrame, first_part
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 
 from hub_service.aggregators.mail import NoSuchMail, create_mail, remove_mail
@@ -25,12 +26,16 @@ class Upload:
 
     Args:
         new_name: makes a name for the file; see `aggregators.mail`.
+
+    Attributes:
+        node: whose answer it is, once that is read; the aggregator has checked it when `finish` returns.
     """
 
     def __init__(self, gateway: Gateway, caller: Caller, new_name: Callable[[], str]) -> None:
         self._gateway = gateway
         self._caller = caller
         self._new_name = new_name
+        self.node = Node()
         self._envelope: bytes | None = None
         self._beginning = bytearray()  # until the envelope is whole
         self._waiting: list[bytes] = []  # not written yet; never joined, which would copy a model
@@ -102,6 +107,7 @@ class Upload:
         self._beginning = bytearray()
         if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
             raise Refusal(400, "A node answers in its own name only.")
+        self.node = request.node
 
     def _hold(self, chunk: bytes) -> None:
         self._waiting.append(chunk)

@@ -6,14 +6,15 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federator import allocator
 from federator.contract import ClientState
-from federator.fleet import FleetConnection
+from federator.fleet import FleetConnection, Received
 from federator.framing import Data
 from federator.node import Interrupted, _private_folder
 from flwr.cli.install import install_from_fab
@@ -631,9 +632,9 @@ async def test_no_error_carries_out_what_was_not_declared(
     sent: list[bytes] = []
     push = FleetConnection.push
 
-    async def push_and_note(connection: FleetConnection, parts: Sequence[Data]) -> None:
+    async def push_and_note(connection: FleetConnection, parts: list[Data], *rest: Any) -> Received:
         sent.extend(bytes(part) for part in parts)
-        await push(connection, parts)
+        return await push(connection, parts, *rest)
 
     monkeypatch.setattr(FleetConnection, "push", push_and_note)
     app = averaging_app(

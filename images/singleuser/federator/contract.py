@@ -25,6 +25,8 @@ FLEET_WAITING_HEADER = "Federation-Waiting"
 FLEET_LETTERS_HEADER = "Federation-Letters"
 # Set by the gateway on each message: bytes that the node's answer may have.
 FLEET_BODY_LIMIT_HEADER = "Federation-Body-Limit"
+# Sent by a node that answers a message and waits for the next one in the same request: names of the blobs that it has.
+FLEET_BLOBS_HEADER = "Federation-Blobs"
 
 Metrics = dict[str, float]
 

@@ -29,6 +29,7 @@ from google.protobuf.message import Message as Protobuf
 from httpcore._async.http11 import AsyncHTTP11Connection
 
 from federator.contract import (
+    FLEET_BLOBS_HEADER,
     FLEET_BODY_LIMIT_HEADER,
     FLEET_LETTERS_HEADER,
     FLEET_PREFIX,
@@ -57,6 +58,7 @@ _MEDIA_TYPE = "application/protobuf"
 _AGAIN = frozenset({404, 408, 429, 500, 502, 503, 504, 507})
 _LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
 _PIECE = 1024 * 1024  # bytes that are handed to the connection, or taken from it, at once
+_NAMED_AT_MOST = 100  # blobs in a header, which proxies limit
 
 # httpx takes 64 KiB at a time and has no setting for it: a large model costs it twice the processor time.
 AsyncHTTP11Connection.READ_NUM_BYTES = _PIECE
@@ -90,7 +92,7 @@ class Received:
         body_limit: bytes that the answer may have.
     """
 
-    parts: Sequence[bytes]
+    parts: list[bytes]
     body_limit: int
 
 
@@ -176,27 +178,49 @@ class FleetConnection:
             parts.clear()
             async with self._http.stream("POST", "bulk-pull", content=body, headers=self._headers(wait)) as response:
                 if response.is_success:
-                    parts.extend(await _parts(response, on_begin))
+                    async for arrived in _arriving(response):
+                        on_begin()
+                        parts.extend(arrived)
                 else:
                     await response.aread()
             return response
 
-        response = await self._answered(attempt, wait)
-        return Received(parts, int(response.headers.get(FLEET_BODY_LIMIT_HEADER, 0)))
+        return _received(parts, await self._answered(attempt, wait))
 
-    async def push(self, parts: Sequence[Data]) -> None:
-        """Answer a message. What is sent is not copied."""
-        length = {"content-length": str(size_of(parts))}
+    async def push(
+        self,
+        parts: list[Data],
+        had: Sequence[str],
+        wait: float,
+        on_taken: Callable[[], None],
+        on_begin: Callable[[], None],
+    ) -> Received:
+        """Answer a message, and wait for the next one, as `pull` does.
 
-        async def attempt(_: float | None) -> httpx.Response:
-            return await self._http.post(
+        Args:
+            parts: are not copied. They are as large as a model, and let go of when the answer has been taken.
+            on_taken: told when it has been.
+        """
+        headers = {"content-length": str(size_of(parts))}
+        if len(had) <= _NAMED_AT_MOST:  # else the next message is asked for with `pull`
+            headers[FLEET_BLOBS_HEADER] = json.dumps(had)
+        following = _Following(parts, on_taken, on_begin)
+
+        async def attempt(wait: float | None) -> httpx.Response:
+            async with self._http.stream(
+                "POST",
                 "bulk-push",
                 content=_pieces(parts),
-                headers=self._headers(None) | length,
+                headers=self._headers(wait) | headers,
                 timeout=httpx.Timeout(_SLOW_S, connect=_CONNECT_TIMEOUT_S),
-            )
+            ) as response:
+                if response.is_success:
+                    await following.take(response)
+                else:
+                    await response.aread()
+            return response
 
-        await self._answered(attempt, None)
+        return _received(following.parts, await self._answered(attempt, wait))
 
     async def send(self, operation: str, content: bytes, wait: float | None = None) -> httpx.Response:
         """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway."""
@@ -291,18 +315,70 @@ def _detail(response: httpx.Response) -> str:
         return f"HTTP {response.status_code}"
 
 
-async def _parts(response: httpx.Response, on_begin: Callable[[], None]) -> list[bytes]:
-    """The body's parts, joined as they come in: a model is in memory once. Raises httpx.TransportError."""
+class _Following:
+    """The message that comes behind the receipt of an answer.
+
+    Args:
+        answer: let go of with the receipt.
+        on_taken, on_begin: told of the receipt, and when something follows it.
+
+    Attributes:
+        parts: the message's; none where none has come.
+    """
+
+    def __init__(self, answer: list[Data], on_taken: Callable[[], None], on_begin: Callable[[], None]) -> None:
+        self.parts: list[bytes] = []
+        self._answer = answer
+        self._on_taken = on_taken
+        self._on_begin = on_begin
+        self._taken = False
+
+    async def take(self, response: httpx.Response) -> None:
+        """Raises httpx.TransportError where the receipt is lost. A message that is lost behind it can be asked for."""
+        try:
+            async with asyncio.timeout(None) as patience:
+                async for arrived in _arriving(response):
+                    self._take(arrived)
+                    patience.reschedule(asyncio.get_running_loop().time() + _CALL_TIMEOUT_S)
+        except (httpx.TransportError, TimeoutError):
+            if not self._taken:
+                raise
+            self.parts.clear()
+        self._note_taken()
+
+    def _take(self, arrived: list[bytes]) -> None:
+        if self._taken:
+            self._on_begin()
+            self.parts += arrived
+        elif arrived:
+            self._note_taken()
+            if message := arrived[1:]:
+                self._take(message)
+
+    def _note_taken(self) -> None:
+        if not self._taken:
+            self._taken = True
+            self._answer.clear()
+            self._on_taken()
+
+
+def _received(parts: list[bytes], response: httpx.Response) -> Received:
+    return Received(parts, int(response.headers.get(FLEET_BODY_LIMIT_HEADER, 0)))
+
+
+async def _arriving(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    """The body's parts, joined as they come in: a model is in memory once. Whenever something comes, the parts that are
+    whole with it.
+
+    Raises httpx.TransportError.
+    """
     reader = Reader(_LARGEST_PART)
-    parts: list[bytes] = []
     try:
         async for chunk in response.aiter_raw():
-            on_begin()
-            parts += reader.feed(chunk)
+            yield reader.feed(chunk)
         reader.end()
     except BadFrame as error:
         raise httpx.RemoteProtocolError(str(error)) from error
-    return parts
 
 
 async def _pieces(parts: Sequence[Data]) -> AsyncIterator[bytes]:

@@ -129,13 +129,13 @@ class _Packed:
     Attributes:
         proto: the message without its content.
         tree: Flower's tree of the objects of that.
-        parts: its letter and the data of its arrays; none for an error.
+        parts: its letter and the data of its arrays; none for an error. Let go of when it is sent.
         seconds: the app's own time.
     """
 
     proto: MessageProto
     tree: ObjectTree
-    parts: Sequence[Data]
+    parts: list[Data]
     seconds: float
 
 
@@ -354,38 +354,30 @@ class Node:
                     await asyncio.sleep(_HEARTBEAT_S)
 
     async def _take_messages(self, connection: FleetConnection) -> None:
-        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
+        received = await self._poll(connection)
         while True:
-            asked_at = time.monotonic()
-            ask = partial(connection.pull, request, self._blobs, POLL_S, self._note_message)
-            received = await self._until_granted(ask)
-            if not received.parts:
-                self._busy.clear()
-                if not self._between_runs.is_set():
-                    allocator.give_back()
-                self._between_runs.set()
-                self._report_waiting("Waiting for a run.")
-                if time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls
-                    await asyncio.sleep(_NO_POLL_S)
-                continue
-            (proto,) = _parsed(received.parts[0], PullMessagesResponse).messages_list
-            self._between_runs.clear()
-            logs.note(run=str(proto.metadata.run_id), message_id=proto.metadata.message_id)
-            _log.info("%s", _describe(proto))
-            try:
-                async with self._process:
-                    self._report(ClientState.WORKING, _describe(proto))
-                    await self._work_on(connection, proto, received)
-            except RunEnded:
-                _log.info(
-                    "run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id
-                )
-            except FleetError as error:
-                _log.warning("message %s is lost: %s", proto.metadata.message_id, error)
-            finally:
-                self._busy.clear()
-                logs.note(run="", message_id="")
-            self._report_waiting("Waiting for the next message.")
+            if received.parts:
+                received = await self._work_on(connection, received)
+            else:
+                self._note_no_message()
+                received = await self._poll(connection)
+
+    async def _poll(self, connection: FleetConnection) -> Received:
+        request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
+        asked_at = time.monotonic()
+        ask = partial(connection.pull, request, self._blobs, POLL_S, self._note_message)
+        received = await self._until_granted(ask)
+        if not received.parts and time.monotonic() - asked_at < _NO_POLL_S:  # whoever answered holds no polls
+            await asyncio.sleep(_NO_POLL_S)
+        return received
+
+    def _note_no_message(self) -> None:
+        """A poll has brought none."""
+        self._busy.clear()
+        if not self._between_runs.is_set():
+            allocator.give_back()
+        self._between_runs.set()
+        self._report_waiting("Waiting for a run.")
 
     def _note_message(self) -> None:
         """A message begins to come in: from now on no poll says that this node is there."""
@@ -410,35 +402,62 @@ class Node:
             self._report(state, "Loading the approved app.")
             self._app_trouble = await self._in_worker(partial(self._load_ahead, fab_hash))
 
-    async def _work_on(self, connection: FleetConnection, proto: MessageProto, received: Received) -> None:
-        """Answer a message. What nobody foresaw is an error answer too: the next message may be a better one."""
+    async def _work_on(self, connection: FleetConnection, received: Received) -> Received:
+        """Answer a message; return what comes behind the receipt, which is the next one or none."""
+        (proto,) = _parsed(received.parts[0], PullMessagesResponse).messages_list
+        self._between_runs.clear()
+        logs.note(run=str(proto.metadata.run_id), message_id=proto.metadata.message_id)
+        _log.info("%s", _describe(proto))
+        following = Received([], 0)
+        try:
+            async with self._process:
+                self._report(ClientState.WORKING, _describe(proto))
+                packed = await self._answer(connection, proto, received)
+            received.parts.clear()  # as large as a model, and the wait for the next message is long
+            following = await self._push(connection, proto, packed)
+        except RunEnded:
+            _log.info("run %d ended before message %s was answered", proto.metadata.run_id, proto.metadata.message_id)
+        except FleetError as error:
+            _log.warning("message %s is lost: %s", proto.metadata.message_id, error)
+        finally:
+            if not following.parts:
+                self._leave_message()
+        if not following.parts:
+            self._report_waiting("Waiting for the next message.")
+        return following
+
+    def _leave_message(self) -> None:
+        self._busy.clear()
+        logs.note(run="", message_id="")
+
+    def _note_taken(self) -> None:
+        """The answer has been taken: from now on the open request is a poll."""
+        self._leave_message()
+        self._report_waiting("Waiting for the next message.")
+
+    async def _answer(self, connection: FleetConnection, proto: MessageProto, received: Received) -> _Packed:
+        """What the message is answered with. What nobody foresaw is an error answer too: the next message may be a
+        better one."""
         try:
             _, run, letter, *data = received.parts
             task = _Task(proto, Letter.unpacked(letter), data, run_from_proto(_parsed(run, GetRunResponse).run))
-            await self._answer(connection, task, received.body_limit)
+            return self._within_limit(await self._result(connection, task), task, received.body_limit)
         except (KeyRefused, NodeUnknown, RunEnded, FleetError):
             raise
         except Exception as error:  # noqa: BLE001 - see above
             _log.exception("message %s could not be worked on", proto.metadata.message_id)
-            reply = _error_reply(proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, self._explain(error))
-            await self._push(connection, _packed(reply, 0.0))
+            return _refusal(proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, self._explain(error))
 
-    async def _answer(self, connection: FleetConnection, task: _Task, limit: int) -> None:
-        """Run the message and send what comes of it, or an error that says why it cannot be sent."""
-        packed = await self._result(connection, task)
+    def _within_limit(self, packed: _Packed, task: _Task, limit: int) -> _Packed:
+        """The answer, or an error that says why it cannot be sent."""
         largest = self._approvals.largest_message(task.run.fab_hash)
         whose = "the service takes" if largest is None or limit < largest else "its data steward lets out"
         limit = limit if largest is None else min(limit, largest)
         size = size_of([self._envelope(packed), *packed.parts])
-        if packed.parts and size > limit:
-            reason = f"The site's answer has {size:,} bytes; {whose} {limit:,} at most."
-            packed = _refusal(task, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-        try:
-            await self._push(connection, packed)
-        except FleetError as error:
-            if not packed.parts:
-                raise
-            await self._push(connection, _refusal(task, ErrorCode.MESSAGE_UNAVAILABLE, str(error)))
+        if not packed.parts or size <= limit:
+            return packed
+        reason = f"The site's answer has {size:,} bytes; {whose} {limit:,} at most."
+        return _refusal(task.proto, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
 
     async def _result(self, connection: FleetConnection, task: _Task) -> _Packed:
         try:
@@ -449,7 +468,7 @@ class Node:
             )
             fab = await self._fab(connection, task.run)
         except NotApproved as refusal:
-            return _refusal(task, ErrorCode.INVALID_FAB, str(refusal))
+            return _refusal(task.proto, ErrorCode.INVALID_FAB, str(refusal))
         return await self._in_worker(partial(self._worked, task, fab))
 
     async def _conditions(self, fab_hash: str) -> Conditions:
@@ -480,8 +499,20 @@ class Node:
             self._fabs = {run.fab_hash: content}
         return self._fabs[run.fab_hash]
 
-    async def _push(self, connection: FleetConnection, packed: _Packed) -> None:
-        await connection.push([self._envelope(packed), *packed.parts])
+    async def _push(self, connection: FleetConnection, proto: MessageProto, packed: _Packed) -> Received:
+        """Send the answer; where it is refused, the reason."""
+        has_content = bool(packed.parts)
+        try:
+            return await self._send(connection, packed)
+        except FleetError as error:
+            if not has_content:
+                raise
+            return await self._send(connection, _refusal(proto, ErrorCode.MESSAGE_UNAVAILABLE, str(error)))
+
+    async def _send(self, connection: FleetConnection, packed: _Packed) -> Received:
+        parts = [self._envelope(packed), *packed.parts]
+        packed.parts.clear()
+        return await connection.push(parts, list(self._blobs), POLL_S, self._note_taken, self._note_message)
 
     def _envelope(self, packed: _Packed) -> bytes:
         request = PushMessagesRequest(
@@ -795,5 +826,5 @@ def _halved(array: Array) -> bytes:
     return halved(array.numpy(), beyond="ignore")
 
 
-def _refusal(task: _Task, code: int, reason: str) -> _Packed:
-    return _packed(_error_reply(task.proto, code, reason), 0.0)
+def _refusal(proto: MessageProto, code: int, reason: str) -> _Packed:
+    return _packed(_error_reply(proto, code, reason), 0.0)
