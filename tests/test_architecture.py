@@ -121,15 +121,13 @@ FENCES = {
     "limits": ("hub_service.rate_limits",),
     "docker": ("spawner", "hub_service.aggregators.docker"),
     "dockerspawner": ("spawner",),
-    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions", "hub_service.identity"),
+    "aiohttp": ("hub_service.gateway", "hub_service.aggregators.sessions", "hub_service.identity", "federator.fleet"),
     # Who may ask other addresses: docs/access.md says which. None of them takes an address from a person or an app.
     "httpx": (
         "hub_service.aggregators",
         "hub_service.notices.webhook",
         "spawner.admin.checks",
         "federator.service_client",
-        "federator.node",
-        "federator.fleet",
     ),
     "requests": ("spawner",),
     "smtplib": ("hub_service.notices.mail",),

@@ -246,12 +246,11 @@ class FleetHandler(RequestHandler):
     async def _finish_upload(self, caller: Caller, upload: Upload) -> None:
         await upload.finish()
         self.gateway.moved(caller, Stage.ANSWERED)
-        if self.had is None:
-            return
-        self._announce(caller)
-        self.write(_RECEIPT)
-        await self.flush()
-        await self._deliver(caller, self.gateway.pull_after_push(caller, upload.node, self.had, self._poll_s()))
+        if self.had is not None:
+            self._announce(caller)
+            self.write(_RECEIPT)
+            await self.flush()
+            await self._deliver(caller, self.gateway.pull_after_push(caller, upload.node, self.had, self._poll_s()))
 
     async def _finish_delivery(self, caller: Caller) -> None:
         await self._deliver(caller, self.gateway.bulk_pull(caller, bytes(self.body), self._poll_s()))

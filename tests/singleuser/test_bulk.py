@@ -8,15 +8,17 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from federator.contract import FLEET_BODY_LIMIT_HEADER, FLEET_LETTERS_HEADER
+from federator.contract import FLEET_BLOBS_HEADER, FLEET_BODY_LIMIT_HEADER, FLEET_LETTERS_HEADER, ClientState
 from federator.framing import framed, pack, split
 from federator.logs import REQUEST_ID_HEADER
 from federator.node import _error_reply, _packed
@@ -38,7 +40,9 @@ from hub_service.aggregators.superlink import SuperLink
 from hub_service.aggregators.superlink_process import HANDED_AT_MOST, BulkPaths
 from hub_service.domain.runs import EventKind
 from hub_service.gateway import gateway, upload
-from hub_service.gateway.gateway import Refusal
+from hub_service.gateway.gateway import Caller, Refusal
+from hub_service.gateway.handlers import FleetHandler
+from hub_service.site_stages import Stage
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.singleuser.test_gateway import post, pull, signed
@@ -469,6 +473,132 @@ async def test_a_node_of_which_an_aggregator_hears_first_at_work_is_sent_letters
         await it.start_run(averaging_app(), [member], rounds=1)
         await it.events(lambda event: event.kind is EventKind.SENT)
         assert (await next_message(it, member)).letter.blobs
+
+
+# --- an answer, and the next message behind its receipt
+
+
+def asking(member: Member, wait: float, had: tuple[str, ...] = ()) -> dict[str, str]:
+    return signed(member) | LETTERS | {FLEET_BLOBS_HEADER: json.dumps(had), "prefer": f"wait={wait}"}
+
+
+@asynccontextmanager
+async def pushed(it: Fleet, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    """The answer's own answer, as it comes in."""
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        url = f"http://{it.address}/v1/fleet/bulk-push"
+        async with client.stream("POST", url, content=body, headers=dict(headers)) as response:
+            yield response
+
+
+@pytest.mark.parametrize("has_the_model", [True, False])
+async def test_the_next_message_comes_behind_the_receipt(
+    tmp_path_factory: pytest.TempPathFactory, has_the_model: bool
+) -> None:
+    """With its model where the node lacks that: what was evaluated is what the next round trains from."""
+    async with fleet(tmp_path_factory.mktemp("behind")) as it:
+        member = it.admit("a")
+        await it.register(member)
+        await bulk_pull(it, member)
+        await it.start_run(averaging_app(), [member], rounds=2)
+        assert (await bulk_push(it, member, trained(member, await next_message(it, member)))).status_code == 200
+        evaluate = await next_message(it, member)
+        metrics = MetricRecord({"distance": 0.5, "num-examples": 10})
+        answer = packed_answer(member, Message(RecordDict({"metrics": metrics}), reply_to=evaluate.message()))
+        had = evaluate.letter.blobs if has_the_model else ()
+        async with pushed(it, answer, asking(member, 20.0, had)) as response:
+            assert int(response.headers[FLEET_BODY_LIMIT_HEADER]) == it.gateway.body_limit
+            receipt, envelope, run, letter, *data = split(await response.aread())
+        assert receipt == b""
+        got = Got(PullMessagesResponse.FromString(envelope), run_of(run), Letter.unpacked(letter), data)
+        assert got.proto.metadata.message_type == "train"
+        assert got.letter.blobs == evaluate.letter.blobs
+        assert got.data == ([] if has_the_model else evaluate.data)
+        assert [stage for _, stage in it.moved][-3:] == [Stage.ANSWERED, Stage.RECEIVING, Stage.COMPUTING]
+        assert got == await next_message(it, member, had)
+
+
+async def test_the_receipt_comes_before_there_is_a_message(waiting: Fleet) -> None:
+    """And is all that comes, where the poll ends without one."""
+    (member,) = waiting.members.values()
+    answer = refusal(member, await next_message(waiting, member))
+    async with pushed(waiting, answer, asking(member, 30.0)) as response:
+        pieces = response.aiter_raw()
+        assert await anext(pieces) == pack([b""], {})
+        assert "bulk-push" not in [operation for operation, _ in waiting.requests], "the poll goes on"
+        assert (await waiting.end_of_run())[-1].text == "no site could train: no data today"
+        del waiting.grants[member.public_key]
+        assert [piece async for piece in pieces] == []
+    assert (await bulk_pull(waiting, member)).status_code == 401
+
+
+async def test_a_poll_behind_a_receipt_that_is_given_up_loses_no_message(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The quick site has gone when the slow one's answer ends the phase."""
+    async with fleet(tmp_path_factory.mktemp("receipt")) as it:
+        quick, slow = it.admit("quick"), it.admit("slow")
+        await it.register(quick, slow)
+        for member in (quick, slow):
+            await bulk_pull(it, member)
+        await it.start_run(averaging_app(), [quick, slow], rounds=1)
+        got, theirs = await next_message(it, quick), await next_message(it, slow)
+        async with pushed(it, trained(quick, got), asking(quick, 30.0)) as response:
+            assert await anext(response.aiter_raw()) == pack([b""], {})
+        async with asyncio.timeout(10):
+            while it.cut_off != ["quick"]:  # noqa: ASYNC110 - the gateway has noticed
+                await asyncio.sleep(0.01)
+        assert (await bulk_push(it, slow, trained(slow, theirs))).status_code == 200
+        assert (await next_message(it, quick)).proto.metadata.message_type == "evaluate"
+
+
+@pytest.mark.parametrize("names", ["", "{", "7", "[[]]"])
+async def test_names_of_blobs_that_are_none_are_refused(running: Fleet, names: str) -> None:
+    headers = signed(running.members["a"]) | LETTERS | {FLEET_BLOBS_HEADER: names}
+    answer = await post(running, "bulk-push", b"", headers)
+    assert (answer.status_code, answer.json()["detail"][:23]) == (400, "The names of blobs are ")
+
+
+async def test_a_node_asks_for_a_message_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All others come with the receipts."""
+    async with fleet(tmp_path_factory.mktemp("once")) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        await member.reaches(ClientState.READY)
+        await it.start_run(app, [member], rounds=3)
+        assert (await it.end_of_run())[-1].kind is EventKind.FINISHED
+        operations = [operation for operation, _ in it.requests]
+        assert operations.count("bulk-pull") == 1
+        assert operations.count("bulk-push") == 5  # the sixth waits for another message
+        assert set(operations) == {"activate-node", "bulk-pull", "get-fab", "bulk-push"}
+
+
+async def test_a_node_asks_where_a_connection_is_lost_behind_a_receipt(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer counts once, and its person reads of no trouble."""
+
+    deliver = FleetHandler._deliver
+
+    async def hang_up_after_a_receipt(handler: FleetHandler, caller: Caller, pull: Any) -> None:
+        if handler._headers_written:
+            pull.close()
+            handler._http1().stream.close()
+        else:
+            await deliver(handler, caller, pull)
+
+    async with fleet(tmp_path_factory.mktemp("lost")) as it:
+        app = averaging_app()
+        member = it.start_node("a", 1.0, app)
+        await member.reaches(ClientState.READY)
+        monkeypatch.setattr(FleetHandler, "_deliver", hang_up_after_a_receipt)
+        await it.start_run(app, [member], rounds=2)
+        events = await it.end_of_run()
+        assert events[-1].kind is EventKind.FINISHED
+        assert [event.message_type for event in events if event.kind is EventKind.REPLY] == ["train", "evaluate"] * 2
+        operations = [operation for operation, _ in it.requests]
+        assert operations.count("bulk-pull") == 4
+        assert not any("does not answer" in text for _, text in member.states)
 
 
 # --- through a whole node

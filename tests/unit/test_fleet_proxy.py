@@ -1,13 +1,15 @@
-"""A node's way to the Hub: through the site's proxy, or past it over connections that TCP watches."""
+"""A node's way to the Hub: through the site's proxy, or past it, over connections that TCP watches."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from federator.fleet import FleetConnection
+from federator import fleet
+from federator.fleet import FleetConnection, FleetError
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -23,8 +25,22 @@ class Echo(RequestHandler):
         self.set_header("Asked", self.request.uri or "")
 
 
-async def sent(address: str) -> tuple[str, list[int]]:
-    """What a request to HERE, or through it, asks for, and how TCP watches its connection."""
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """Those that connections are made over."""
+    made: list[socket.socket] = []
+    make = fleet._watched_socket
+
+    def make_and_note(address: Any) -> socket.socket:
+        made.append(make(address))
+        return made[-1]
+
+    monkeypatch.setattr(fleet, "_watched_socket", make_and_note)
+    return made
+
+
+async def sent(address: str, sockets: list[socket.socket]) -> tuple[str, list[list[int]]]:
+    """What a request to HERE, or through it, asks for, and how TCP watches each of its connections."""
     connection = FleetConnection(
         address,
         tls=False,
@@ -34,9 +50,8 @@ async def sent(address: str) -> tuple[str, list[int]]:
         on_clock=lambda _: None,
     )
     try:
-        response = await connection.send("pull-messages", b"")
-        its_socket = response.extensions["network_stream"].get_extra_info("socket")
-        return response.headers["asked"], [its_socket.getsockopt(*option) for option in WATCHED]
+        answer = await connection.send("pull-messages", b"")
+        return answer.headers["asked"], [[one.getsockopt(*option) for option in WATCHED] for one in sockets]
     finally:
         await connection.close()
 
@@ -66,18 +81,28 @@ async def here(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     ],
     ids=str,
 )
-async def test_connections_past_the_proxy_are_watched(
-    here: str, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+async def test_the_hub_is_asked_past_the_proxy(
+    here: str, sockets: list[socket.socket], monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert await sent(here) == ("/v1/fleet/pull-messages", [1, 60_000])
+    assert await sent(here, sockets) == ("/v1/fleet/pull-messages", [[1, 60_000]])
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
 @pytest.mark.parametrize("scheme", ["http://", ""])
-async def test_the_sites_proxy_is_used(here: str, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str) -> None:
+async def test_the_sites_proxy_is_used(
+    here: str, sockets: list[socket.socket], monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
+) -> None:
     monkeypatch.setenv(variable, scheme + here)
     monkeypatch.setenv("no_proxy", "intranet.example")
-    asked, _ = await sent(HUB)
-    assert asked == "http://hub.example/v1/fleet/pull-messages"
+    assert await sent(HUB, sockets) == ("http://hub.example/v1/fleet/pull-messages", [[1, 60_000]])
+
+
+async def test_a_proxy_that_is_not_spoken_to_is_named(
+    here: str, sockets: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its address, which may have a password in it."""
+    monkeypatch.setenv("all_proxy", f"socks5://someone:secret@{here}")
+    with pytest.raises(FleetError, match=r"^The site's proxy speaks socks5: ask the site to name an HTTP proxy"):
+        await sent(HUB, sockets)

@@ -11,14 +11,17 @@ import random
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TypeVar
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+from aiohttp.connector import AddrInfoType
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
@@ -26,7 +29,6 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from google.protobuf.message import Message as Protobuf
-from httpcore._async.http11 import AsyncHTTP11Connection
 
 from federator.contract import (
     FLEET_BLOBS_HEADER,
@@ -40,6 +42,7 @@ from federator.logs import REQUEST_ID_HEADER
 
 _CALL_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
+_KEPT_OPEN_S = 4.0  # the Hub's proxy closes a connection that was idle for 5 s
 # What is written lies in the machine's buffers for minutes where the link is slow. Whether it is dead, TCP tells: it
 # gives up a connection over which nothing was confirmed for a minute (tcp(7)).
 _SLOW_S = 3600.0
@@ -58,13 +61,13 @@ _MEDIA_TYPE = "application/protobuf"
 _AGAIN = frozenset({404, 408, 429, 500, 502, 503, 504, 507})
 _LARGEST_PART = 64 * 1024**3  # bytes; what the Hub sends is limited where it comes from
 _PIECE = 1024 * 1024  # bytes that are handed to the connection, or taken from it, at once
+_PROXY_SCHEMES = frozenset({"http", "https"})
 _NAMED_AT_MOST = 100  # blobs in a header, which proxies limit
 
-# httpx takes 64 KiB at a time and has no setting for it: a large model costs it twice the processor time.
-AsyncHTTP11Connection.READ_NUM_BYTES = _PIECE
+NO_ANSWER = (aiohttp.ClientError, TimeoutError)
+"""What `FleetConnection.send` raises where none comes."""
 
-_Answer = TypeVar("_Answer", bound=Protobuf)
-_Attempt = Callable[["float | None"], Awaitable[httpx.Response]]
+_Message = TypeVar("_Message", bound=Protobuf)
 
 
 class KeyRefused(Exception):
@@ -94,6 +97,27 @@ class Received:
 
     parts: list[bytes]
     body_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the Hub said.
+
+    Attributes:
+        headers: by names in whatever case.
+        content: the body; of a success that is a message, nothing.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = b""
+
+    @property
+    def ok(self) -> bool:
+        return self.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+_Attempt = Callable[["float | None"], Awaitable[Answer]]
 
 
 class FleetConnection:
@@ -127,14 +151,20 @@ class FleetConnection:
         self._on_trouble = on_trouble
         self._on_clock = on_clock
         self._behind_s = 0.0  # this site's clock, of the Hub's
-        # The trust of the whole process (SSL_CERT_FILE, the system's store), not httpx's own list.
+        # The trust of the whole process (SSL_CERT_FILE, the system's store).
         authority = root_certificates.decode("ascii") if root_certificates else None
-        verify = ssl.create_default_context(cadata=authority) if tls else False
-        self._http = httpx.AsyncClient(
+        self._http = aiohttp.ClientSession(
             base_url=f"{'https' if tls else 'http'}://{address}{FLEET_PREFIX}",
-            verify=verify,
-            transport=httpx.AsyncHTTPTransport(verify=verify, proxy=_proxy_to(address, tls=tls), socket_options=_ALIVE),
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, write=_SLOW_S),
+            proxy=_proxy_to(address, tls=tls),
+            connector=aiohttp.TCPConnector(
+                ssl=ssl.create_default_context(cadata=authority) if tls else True,
+                keepalive_timeout=_KEPT_OPEN_S,
+                socket_factory=_watched_socket,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            read_bufsize=_PIECE,
             headers={
                 "content-type": _MEDIA_TYPE,
                 "accept": _MEDIA_TYPE,
@@ -145,11 +175,11 @@ class FleetConnection:
         )
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
-    async def call(self, operation: str, request: Protobuf, answer_type: type[_Answer]) -> _Answer:
+    async def call(self, operation: str, request: Protobuf, answer_type: type[_Message]) -> _Message:
         """Flower's own operations."""
-        answer: _Answer = answer_type()
+        answer: _Message = answer_type()
         answer.ParseFromString(await self.exchange(operation, request.SerializeToString()))
         return answer
 
@@ -159,8 +189,8 @@ class FleetConnection:
         Args:
             wait: how long the gateway may hold a poll, in seconds.
         """
-        response = await self._answered(lambda wait: self.send(operation, content, wait), wait)
-        return b"" if response.headers.get(FLEET_WAITING_HEADER) else response.content
+        answer = await self._answered(lambda wait: self.send(operation, content, wait), wait)
+        return b"" if answer.headers.get(FLEET_WAITING_HEADER) else answer.content
 
     async def pull(self, request: Protobuf, had: Iterable[str], wait: float, on_begin: Callable[[], None]) -> Received:
         """The next message.
@@ -174,16 +204,15 @@ class FleetConnection:
         body = pack([request.SerializeToString(), json.dumps(list(had)).encode()], {})
         parts: list[bytes] = []
 
-        async def attempt(wait: float | None) -> httpx.Response:
+        async def attempt(wait: float | None) -> Answer:
             parts.clear()
-            async with self._http.stream("POST", "bulk-pull", content=body, headers=self._headers(wait)) as response:
-                if response.is_success:
-                    async for arrived in _arriving(response):
-                        on_begin()
-                        parts.extend(arrived)
-                else:
-                    await response.aread()
-            return response
+            async with self._post("bulk-pull", body, self._headers(wait)) as response:
+                if not response.ok:
+                    return await _whole(response)
+                async for arrived in _arriving(response):
+                    on_begin()
+                    parts.extend(arrived)
+                return Answer(response.status, response.headers)
 
         return _received(parts, await self._answered(attempt, wait))
 
@@ -206,25 +235,32 @@ class FleetConnection:
             headers[FLEET_BLOBS_HEADER] = json.dumps(had)
         following = _Following(parts, on_taken, on_begin)
 
-        async def attempt(wait: float | None) -> httpx.Response:
-            async with self._http.stream(
-                "POST",
-                "bulk-push",
-                content=_pieces(parts),
-                headers=self._headers(wait) | headers,
-                timeout=httpx.Timeout(_SLOW_S, connect=_CONNECT_TIMEOUT_S),
-            ) as response:
-                if response.is_success:
-                    await following.take(response)
-                else:
-                    await response.aread()
-            return response
+        async def attempt(wait: float | None) -> Answer:
+            async with self._post("bulk-push", _pieces(parts), self._headers(wait) | headers, _SLOW_S) as response:
+                if not response.ok:
+                    return await _whole(response)
+                await following.take(response)
+                return Answer(response.status, response.headers)
 
         return _received(following.parts, await self._answered(attempt, wait))
 
-    async def send(self, operation: str, content: bytes, wait: float | None = None) -> httpx.Response:
-        """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway."""
-        return await self._http.post(operation, content=content, headers=self._headers(wait))
+    async def send(self, operation: str, content: bytes, wait: float | None = None) -> Answer:
+        """One attempt. `wait`: how long the gateway may hold it, in seconds; None leaves that to the gateway.
+
+        Raises one of NO_ANSWER.
+        """
+        async with self._post(operation, content, self._headers(wait)) as response:
+            return await _whole(response)
+
+    def _post(
+        self,
+        operation: str,
+        body: bytes | AsyncIterator[Data],
+        headers: Mapping[str, str],
+        silence_s: float = _CALL_TIMEOUT_S,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        timeout = _timeout(silence_s)
+        return self._http.post(operation, data=body, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _headers(self, wait: float | None) -> dict[str, str]:
         timestamp = (now() + timedelta(seconds=self._behind_s)).isoformat()
@@ -236,24 +272,24 @@ class FleetConnection:
         }
         return headers if wait is None else headers | {"prefer": f"wait={wait:g}"}
 
-    async def _answered(self, attempt: _Attempt, wait: float | None) -> httpx.Response:
+    async def _answered(self, attempt: _Attempt, wait: float | None) -> Answer:
         """The first answer that is one."""
         delay = _FIRST_RETRY_S
         while True:
             matter = "The Hub does not answer"
             try:
-                response = await attempt(wait)
-            except httpx.TransportError as error:
+                answer = await attempt(wait)
+            except NO_ANSWER as error:
                 reason, told_s = f"{type(error).__name__} {error}".strip(), 0.0
             else:
-                if response.status_code == httpx.codes.UNAUTHORIZED and self._learns_time(response):
+                if answer.status == HTTPStatus.UNAUTHORIZED and self._learns_time(answer):
                     continue
-                if response.headers.get(FLEET_WAITING_HEADER) or not _is_trouble(response):
-                    return _granted(response)
-                reason = f"HTTP {response.status_code}, request {response.headers.get(REQUEST_ID_HEADER, 'unknown')}"
-                told_s = _retry_after_s(response)
-                if response.status_code == httpx.codes.INSUFFICIENT_STORAGE:
-                    matter = _detail(response).rstrip(".")
+                if answer.headers.get(FLEET_WAITING_HEADER) or not _is_trouble(answer):
+                    return _granted(answer)
+                reason = f"HTTP {answer.status}, request {answer.headers.get(REQUEST_ID_HEADER, 'unknown')}"
+                told_s = _retry_after_s(answer)
+                if answer.status == HTTPStatus.INSUFFICIENT_STORAGE:
+                    matter = _detail(answer).rstrip(".")
             self._on_trouble(matter, reason)
             if wait is not None:
                 wait = 0.0  # the first answer after trouble is news by itself
@@ -261,7 +297,7 @@ class FleetConnection:
             await asyncio.sleep(told_s + delay * spread)
             delay = min(2 * delay, _LONGEST_RETRY_S)
 
-    def _learns_time(self, refusal: httpx.Response) -> bool:
+    def _learns_time(self, refusal: Answer) -> bool:
         """Whether the refusal says another time than its request was signed with."""
         try:
             behind_s = (parsedate_to_datetime(refusal.headers["date"]) - now()).total_seconds()
@@ -274,45 +310,70 @@ class FleetConnection:
         return True
 
 
-def _proxy_to(address: str, *, tls: bool) -> str | None:
-    """The site's proxy on the way to the Hub, as the environment says; for a transport of our own httpx does not ask.
+def _timeout(silence_s: float) -> aiohttp.ClientTimeout:
+    """For requests in which the Hub may say nothing for so many seconds."""
+    return aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=silence_s)
 
-    httpcore 1 leaves socket options away on connections to a proxy: those are not watched.
+
+def _watched_socket(address: AddrInfoType) -> socket.socket:
+    """A socket whose connection TCP watches. Raises OSError."""
+    family, kind, protocol, _, _ = address
+    one = socket.socket(family, kind, protocol)
+    try:
+        for option in _ALIVE:
+            one.setsockopt(*option)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _proxy_to(address: str, *, tls: bool) -> str | None:
+    """The site's proxy on the way to the Hub, as the environment says; aiohttp would read a .netrc file with it.
+
+    Raises FleetError for one that is not spoken to.
     """
     proxies = getproxies()
     proxy = proxies.get("https" if tls else "http") or proxies.get("all")
     if not proxy or proxy_bypass(address):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    if "://" not in proxy:
+        return f"http://{proxy}"
+    scheme = proxy.partition("://")[0].lower()
+    if scheme not in _PROXY_SCHEMES:
+        raise FleetError(f"The site's proxy speaks {scheme}: ask the site to name an HTTP proxy for this server.")
+    return proxy
 
 
-def _is_trouble(response: httpx.Response) -> bool:
+def _is_trouble(answer: Answer) -> bool:
     """Whether to ask again: for what passes by itself, and for a refusal that is not the gateway's.
 
     A proxy that was started anew sends everything to the Hub until it knows its routes; the Hub refuses it.
     """
-    if response.status_code in _AGAIN or response.is_redirect:
-        return True
-    return response.is_error and REQUEST_ID_HEADER not in response.headers
+    return not answer.ok and (answer.status in _AGAIN or REQUEST_ID_HEADER not in answer.headers)
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(answer: Answer) -> float:
     """What a busy service asks for, in seconds; 0 where it asks for nothing, or as a date."""
-    told = response.headers.get("retry-after", "")
+    told = answer.headers.get("retry-after", "")
     return float(min(int(told), _LONGEST_TOLD_S)) if told.isdecimal() else 0.0
 
 
-def _granted(response: httpx.Response) -> httpx.Response:
-    if response.is_success or response.headers.get(FLEET_WAITING_HEADER):
-        return response
-    raise {401: KeyRefused, 403: RunEnded, 409: NodeUnknown}.get(response.status_code, FleetError)(_detail(response))
+def _granted(answer: Answer) -> Answer:
+    if answer.ok or answer.headers.get(FLEET_WAITING_HEADER):
+        return answer
+    raise {401: KeyRefused, 403: RunEnded, 409: NodeUnknown}.get(answer.status, FleetError)(_detail(answer))
 
 
-def _detail(response: httpx.Response) -> str:
+def _detail(answer: Answer) -> str:
     try:
-        return str(response.json()["detail"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+        return str(json.loads(answer.content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status}"
+
+
+async def _whole(response: aiohttp.ClientResponse) -> Answer:
+    return Answer(response.status, response.headers, await response.read())
 
 
 class _Following:
@@ -333,14 +394,14 @@ class _Following:
         self._on_begin = on_begin
         self._taken = False
 
-    async def take(self, response: httpx.Response) -> None:
-        """Raises httpx.TransportError where the receipt is lost. A message that is lost behind it can be asked for."""
+    async def take(self, response: aiohttp.ClientResponse) -> None:
+        """Raises one of NO_ANSWER where the receipt is lost. A message that is lost behind it can be asked for."""
         try:
             async with asyncio.timeout(None) as patience:
                 async for arrived in _arriving(response):
                     self._take(arrived)
                     patience.reschedule(asyncio.get_running_loop().time() + _CALL_TIMEOUT_S)
-        except (httpx.TransportError, TimeoutError):
+        except NO_ANSWER:
             if not self._taken:
                 raise
             self.parts.clear()
@@ -362,27 +423,27 @@ class _Following:
             self._on_taken()
 
 
-def _received(parts: list[bytes], response: httpx.Response) -> Received:
-    return Received(parts, int(response.headers.get(FLEET_BODY_LIMIT_HEADER, 0)))
+def _received(parts: list[bytes], answer: Answer) -> Received:
+    return Received(parts, int(answer.headers.get(FLEET_BODY_LIMIT_HEADER, 0)))
 
 
-async def _arriving(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+async def _arriving(response: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
     """The body's parts, joined as they come in: a model is in memory once. Whenever something comes, the parts that are
     whole with it.
 
-    Raises httpx.TransportError.
+    Raises one of NO_ANSWER.
     """
     reader = Reader(_LARGEST_PART)
     try:
-        async for chunk in response.aiter_raw():
+        async for chunk in response.content.iter_any():
             yield reader.feed(chunk)
         reader.end()
     except BadFrame as error:
-        raise httpx.RemoteProtocolError(str(error)) from error
+        raise aiohttp.ClientPayloadError(str(error)) from error
 
 
-async def _pieces(parts: Sequence[Data]) -> AsyncIterator[bytes]:
-    """The body in pieces: small parts together, large ones cut."""
+async def _pieces(parts: Sequence[Data]) -> AsyncIterator[Data]:
+    """The body in pieces: small parts together, large ones cut, not copied."""
     gathered = bytearray()
     for part in framed(parts):
         if len(gathered) + len(part) <= _PIECE:
@@ -392,6 +453,6 @@ async def _pieces(parts: Sequence[Data]) -> AsyncIterator[bytes]:
             yield bytes(gathered)
             gathered.clear()
         for start in range(0, len(part), _PIECE):
-            yield bytes(memoryview(part)[start : start + _PIECE])
+            yield memoryview(part)[start : start + _PIECE]
     if gathered:
         yield bytes(gathered)

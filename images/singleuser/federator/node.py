@@ -32,7 +32,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
-import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
@@ -68,7 +67,7 @@ from federator.approvals import ApprovalCheck, FetchApproved, NobodyAnswers, Not
 from federator.contexts import Ask, RunContexts
 from federator.contract import Assignment, ClientState, Conditions, DeclaredOutput, Env
 from federator.delay import Delay
-from federator.fleet import FleetConnection, FleetError, KeyRefused, NodeUnknown, Received, RunEnded
+from federator.fleet import NO_ANSWER, FleetConnection, FleetError, KeyRefused, NodeUnknown, Received, RunEnded
 from federator.framing import Data, size_of
 from federator.outputs import NotDeclared, outputs_of, require_declared
 from federator.parcel import Letter, content_of, halved, letter_of, may_halve, plain_array
@@ -304,7 +303,7 @@ class Node:
             self.interrupt()  # whatever ended this node: nobody takes an answer of it any more
             raise group.exceptions[0] from None
         finally:
-            with contextlib.suppress(TimeoutError, httpx.HTTPError):
+            with contextlib.suppress(*NO_ANSWER):
                 async with asyncio.timeout(_FAREWELL_S):
                     if self._node_id:
                         farewell = DeactivateNodeRequest(node_id=self._node_id)
