@@ -127,11 +127,18 @@ async def test_no_message_follows(body: bytes) -> None:
         assert (it.parts, it.told) == ([], ["taken"])
 
 
-async def test_an_answer_without_a_receipt_is_sent_again() -> None:
-    async def hang_up(gateway: Gateway) -> None:
-        gateway.hang_up()
+async def hang_up(gateway: Gateway) -> None:
+    gateway.hang_up()
 
-    async with site(hang_up, take_and_bring) as it:
+
+async def send_elsewhere(gateway: Gateway) -> None:
+    """As the Hub, to which its proxy sends everything until it knows its routes."""
+    gateway.redirect("/hub/v1/fleet/bulk-push")
+
+
+@pytest.mark.parametrize("not_taken", [hang_up, send_elsewhere])
+async def test_an_answer_without_a_receipt_is_sent_again(not_taken: Play) -> None:
+    async with site(not_taken, take_and_bring) as it:
         assert await it.push([]) == Received(MESSAGE, 1000)
         assert it.answers == [ANSWER, ANSWER]
         assert it.told == ["trouble", "taken", "begun"]

@@ -114,10 +114,15 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        return self.status < HTTPStatus.MULTIPLE_CHOICES
+        return _is_success(self.status)
 
 
 _Attempt = Callable[["float | None"], Awaitable[Answer]]
+
+
+def _is_success(status: int) -> bool:
+    """A redirect is none: the gateway sends nobody elsewhere."""
+    return status < HTTPStatus.MULTIPLE_CHOICES
 
 
 class FleetConnection:
@@ -207,7 +212,7 @@ class FleetConnection:
         async def attempt(wait: float | None) -> Answer:
             parts.clear()
             async with self._post("bulk-pull", body, self._headers(wait)) as response:
-                if not response.ok:
+                if not _is_success(response.status):
                     return await _whole(response)
                 async for arrived in _arriving(response):
                     on_begin()
@@ -237,7 +242,7 @@ class FleetConnection:
 
         async def attempt(wait: float | None) -> Answer:
             async with self._post("bulk-push", _pieces(parts), self._headers(wait) | headers, _SLOW_S) as response:
-                if not response.ok:
+                if not _is_success(response.status):
                     return await _whole(response)
                 await following.take(response)
                 return Answer(response.status, response.headers)
