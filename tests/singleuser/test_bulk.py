@@ -559,8 +559,11 @@ async def test_names_of_blobs_that_are_none_are_refused(running: Fleet, names: s
     assert (answer.status_code, answer.json()["detail"][:23]) == (400, "The names of blobs are ")
 
 
-async def test_a_node_asks_for_a_message_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_node_asks_for_a_message_once(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All others come with the receipts."""
+    monkeypatch.setattr("federator.node._FOLLOWING_S", 30.0)
     async with fleet(tmp_path_factory.mktemp("once")) as it:
         app = averaging_app()
         member = it.start_node("a", 1.0, app)

@@ -42,6 +42,7 @@ from federator.logs import REQUEST_ID_HEADER
 
 _CALL_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
+_LATE_S = 2.0  # an answer's poll that brings nothing for so long after its end was lost
 _KEPT_OPEN_S = 4.0  # the Hub's proxy closes a connection that was idle for 5 s
 # What is written lies in the machine's buffers for minutes where the link is slow. Whether it is dead, TCP tells: it
 # gives up a connection over which nothing was confirmed for a minute (tcp(7)).
@@ -231,6 +232,8 @@ class FleetConnection:
     ) -> Received:
         """Answer a message, and wait for the next one, as `pull` does.
 
+        A proxy between may keep silent when the service ends behind the receipt; so `wait` is to be short.
+
         Args:
             parts: are not copied. They are as large as a model, and let go of when the answer has been taken.
             on_taken: told when it has been.
@@ -238,7 +241,7 @@ class FleetConnection:
         headers = {"content-length": str(size_of(parts))}
         if len(had) <= _NAMED_AT_MOST:  # else the next message is asked for with `pull`
             headers[FLEET_BLOBS_HEADER] = json.dumps(had)
-        following = _Following(parts, on_taken, on_begin)
+        following = _Following(parts, wait + _LATE_S, on_taken, on_begin)
 
         async def attempt(wait: float | None) -> Answer:
             async with self._post("bulk-push", _pieces(parts), self._headers(wait) | headers, _SLOW_S) as response:
@@ -386,15 +389,19 @@ class _Following:
 
     Args:
         answer: let go of with the receipt.
+        patience_s: how long, after the receipt, something may take to follow it.
         on_taken, on_begin: told of the receipt, and when something follows it.
 
     Attributes:
         parts: the message's; none where none has come.
     """
 
-    def __init__(self, answer: list[Data], on_taken: Callable[[], None], on_begin: Callable[[], None]) -> None:
+    def __init__(
+        self, answer: list[Data], patience_s: float, on_taken: Callable[[], None], on_begin: Callable[[], None]
+    ) -> None:
         self.parts: list[bytes] = []
         self._answer = answer
+        self._silence_s = patience_s
         self._on_taken = on_taken
         self._on_begin = on_begin
         self._taken = False
@@ -405,7 +412,7 @@ class _Following:
             async with asyncio.timeout(None) as patience:
                 async for arrived in _arriving(response):
                     self._take(arrived)
-                    patience.reschedule(asyncio.get_running_loop().time() + _CALL_TIMEOUT_S)
+                    patience.reschedule(asyncio.get_running_loop().time() + self._silence_s)
         except NO_ANSWER:
             if not self._taken:
                 raise
@@ -414,6 +421,7 @@ class _Following:
 
     def _take(self, arrived: list[bytes]) -> None:
         if self._taken:
+            self._silence_s = _CALL_TIMEOUT_S
             self._on_begin()
             self.parts += arrived
         elif arrived:

@@ -79,6 +79,7 @@ NodeConfig = Mapping[str, str | int | float | bool]
 FetchApp = Callable[[str], bytes]
 
 POLL_S = 50.0  # how long the gateway may hold a poll; proxies often cut one off after a minute
+_FOLLOWING_S = 2.0  # how long an answer waits for the next message, which then costs no request of its own
 _NO_POLL_S = 0.2  # the shortest pause after an answer that came at once and was none
 # While a message is worked on; else the open poll says that the node is there. Flower counts a node as lost that has
 # missed two of the intervals that it names.
@@ -353,13 +354,12 @@ class Node:
                     await asyncio.sleep(_HEARTBEAT_S)
 
     async def _take_messages(self, connection: FleetConnection) -> None:
-        received = await self._poll(connection)
         while True:
-            if received.parts:
-                received = await self._work_on(connection, received)
-            else:
+            received = await self._poll(connection)
+            if not received.parts:
                 self._note_no_message()
-                received = await self._poll(connection)
+            while received.parts:
+                received = await self._work_on(connection, received)
 
     async def _poll(self, connection: FleetConnection) -> Received:
         request = PullMessagesRequest(node=NodeProto(node_id=self._node_id))
@@ -511,7 +511,7 @@ class Node:
     async def _send(self, connection: FleetConnection, packed: _Packed) -> Received:
         parts = [self._envelope(packed), *packed.parts]
         packed.parts.clear()
-        return await connection.push(parts, list(self._blobs), POLL_S, self._note_taken, self._note_message)
+        return await connection.push(parts, list(self._blobs), _FOLLOWING_S, self._note_taken, self._note_message)
 
     def _envelope(self, packed: _Packed) -> bytes:
         request = PushMessagesRequest(
