@@ -55,7 +55,8 @@ class Site:
         self.parts: list[Data] = [*ANSWER]
 
     async def push(self, had: list[str]) -> Received:
-        return await self.connection.push(self.parts, had, 0.1, self._note_taken, lambda: self.told.append("begun"))
+        async with asyncio.timeout(30):  # where something is broken, it tries for ever
+            return await self.connection.push(self.parts, had, 0.1, self._note_taken, lambda: self.told.append("begun"))
 
     def _note_taken(self) -> None:
         self.told.append("taken")

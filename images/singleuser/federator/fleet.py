@@ -337,9 +337,10 @@ def _watched_socket(address: AddrInfoType) -> socket.socket:
 
 
 def _proxy_to(address: str, *, tls: bool) -> str | None:
-    """The site's proxy on the way to the Hub, as the environment says; aiohttp would read a .netrc file with it.
+    """The site's proxy on the way to the Hub, as the environment says. It is not left to aiohttp's `trust_env`, which
+    would read passwords from a .netrc file too.
 
-    Raises FleetError for one that is not spoken to.
+    Raises FleetError for one that is no HTTP proxy.
     """
     proxies = getproxies()
     proxy = proxies.get("https" if tls else "http") or proxies.get("all")
