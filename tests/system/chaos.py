@@ -224,7 +224,16 @@ class People:
     stewards: Sequence[Browser]
 
     async def start_servers(self) -> None:
-        await asyncio.gather(*(one.start_server() for one in self.researchers))
+        """Each presses the button; again where the answer was cut off, as on a connection from before a reboot."""
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*map(_start_server_whatever_happens, self.researchers))
+
+
+async def _start_server_whatever_happens(researcher: Browser) -> None:
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            return await researcher.start_server()
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 @contextlib.asynccontextmanager

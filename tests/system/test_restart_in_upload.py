@@ -202,3 +202,35 @@ async def test_the_hubs_proxy_is_killed_in_the_middle_of_an_upload(tmp_path: Pat
         async with behind(it, port) as them:
             hold = them.front.hold(Way.UP, MODEL_BYTES // 2)
             await run_with(them, hold.held, proxy_is_killed, "r1")
+
+
+# Site b trains for as long as the test likes.
+WAITING_APP = averaging_app(
+    "import pathlib, time\n"
+    "until = context.node_config.get('trains-until')\n"
+    "while until and not pathlib.Path(until).exists():\n"
+    "    time.sleep(0.01)",
+    SERVER.replace("min_train_nodes=1", "min_train_nodes=2"),
+)
+SOON_S = 20.0  # a node that waits for what does not come any more would wait for POLL_S
+
+
+@pytest.mark.needs_node
+async def test_a_service_that_ends_behind_a_receipt_is_found_out_soon(tmp_path: Path) -> None:
+    """The Hub's proxy does not end an answer that has begun when what is behind it goes away."""
+    port, ended = free_port(), tmp_path / "ended"
+    async with fleet(tmp_path) as it, hub_proxy(port, it.port, tmp_path / "proxy.log"):
+        a, b = (it.admit(name, target) for name, target in TARGETS.items())
+        b.more_config["trains-until"] = str(ended)
+        for member, address in ((a, f"{HOST}:{port}"), (b, it.address)):
+            member.approve(WAITING_APP)
+            member.start(address, it.folder)
+            await member.reaches(ClientState.READY)
+        a.states.clear()
+        await it.start_run(WAITING_APP, [a, b], rounds=1)
+        await a.says("Waiting for the next message.")
+        await it.go_away()
+        it.come_back()
+        ended.touch()
+        events = await it.events(lambda event: event.kind is EventKind.FINISHED, within=SOON_S)
+    assert [event.text for event in events if event.kind is EventKind.REPLY and event.text] == []
