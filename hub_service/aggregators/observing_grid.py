@@ -78,6 +78,8 @@ _SHORT_WAIT_S = 0.05
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.2
 # Between two looks at who is connected, in seconds, while one of them is waited for.
 _LOOK_S = 1.0
+# How long what came with the last replies still says who is connected, in seconds: a strategy asks at once.
+_FRESH_S = 0.1
 # A message lives for Flower's twelve hours unless the app says otherwise; a site may be away, or train, for longer.
 _MESSAGE_TTL_S = 365 * 24 * 3600.0
 # What `Strategy.start` waits at most for the answers of one round, in seconds, where the app does not say otherwise.
@@ -143,7 +145,8 @@ class ObservingGrid(HttpGrid):
         self._mailbox = mailbox
         self._letter_nodes: frozenset[int] = frozenset()
         self._outages = Outages(on_outage, grace_s, lambda silent: observer.outage(silent, self._rounds))
-        self._silent: Silent = {}  # of all nodes, when last asked
+        self._nodes: Sequence[NodeInfo] = ()  # who was connected when the SuperLink last said it, and when that was
+        self._silent: Silent = {}  # of all nodes, then
         self._looked_at = 0.0
         self._open: dict[str, _Open] = {}
         self._shown: dict[int, int] = {}  # node -> its place among all that take part
@@ -183,7 +186,7 @@ class ObservingGrid(HttpGrid):
         for ever.
         """
         while True:
-            nodes = [node for node in self._all_nodes() if node.node_id in self._shown]
+            nodes = [node for node in self._nodes_now() if node.node_id in self._shown]
             silent = {node: seconds for node, seconds in self._silent.items() if node in self._shown}
             left_out = self._left_out(silent, others=bool(nodes))
             if not silent.keys() - left_out:
@@ -215,12 +218,20 @@ class ObservingGrid(HttpGrid):
     def _all_nodes(self) -> Sequence[NodeInfo]:
         """Who is connected; learns which of them take letters, and who is silent."""
         request = GetNodesRequest()
-        answer, letter_nodes, silent = split(self._bulk("grid-nodes", request, request.SerializeToString()))
+        self._note_nodes(self._bulk("grid-nodes", request, request.SerializeToString()))
+        return self._nodes
+
+    def _nodes_now(self) -> Sequence[NodeInfo]:
+        """As `_all_nodes`, without asking where the SuperLink has just said it: it does with replies."""
+        fresh = time.monotonic() - self._looked_at < _FRESH_S
+        return self._nodes if fresh else self._all_nodes()
+
+    def _note_nodes(self, said: bytes) -> None:
+        answer, letter_nodes, silent = split(said)
         self._letter_nodes = frozenset(json.loads(letter_nodes))
         self._silent = {int(node): seconds for node, seconds in json.loads(silent).items()}
         self._looked_at = time.monotonic()
-        nodes: Sequence[NodeInfo] = GetNodesResponse.FromString(answer).nodes
-        return nodes
+        self._nodes = GetNodesResponse.FromString(answer).nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
@@ -295,7 +306,8 @@ class ObservingGrid(HttpGrid):
         body = self._bulk("grid-pull", request, request.SerializeToString(), wait_s)
         if not body:
             return []
-        (envelopes, files), contents = unpack(body, messages=2)
+        (envelopes, files, nodes), contents = unpack(body, messages=3)
+        self._note_nodes(nodes)
         answer = PullAppMessagesResponse.FromString(envelopes)
         replies = [
             self._opened(proto, tree, json.loads(files), contents)

@@ -18,7 +18,8 @@ own handlers and state, after Flower's own checks of who asks and whether the ru
     grid-push   it sends messages                   [PushAppMessagesRequest, letters] objects of those without a letter
                                                     -> [PushAppMessagesResponse]
     grid-pull   it takes the replies                PullAppMessagesRequest
-                                                    -> [PullAppMessagesResponse, files by message] objects of the others
+                                                    -> [PullAppMessagesResponse, files by message, what grid-nodes says]
+                                                    objects of the others
                                                     204: nothing yet
                                                     asked again with its Idempotency-Key: the same answer again
     grid-give-up  it waits for some no longer       PullAppMessagesRequest -> 204
@@ -332,8 +333,10 @@ class BulkPaths:
     # --- for the ServerApp
 
     async def _grid_nodes(self, request: Request, body: bytes) -> bytes:
-        task = self._task(request)
-        answer = runtime_handlers.get_nodes(_parsed(GetNodesRequest, body), self._state(), task)
+        return self._nodes(_parsed(GetNodesRequest, body), self._task(request))
+
+    def _nodes(self, request: GetNodesRequest, task: Task) -> bytes:
+        answer = runtime_handlers.get_nodes(request, self._state(), task)
         letter_nodes = [node.node_id for node in answer.nodes if node.node_id in self._letter_nodes]
         away = json.dumps(self._state().silent_nodes())
         return pack([answer.SerializeToString(), json.dumps(letter_nodes).encode(), away.encode()], {})
@@ -401,7 +404,10 @@ class BulkPaths:
             self._letters.pop(message_id, None)
 
     def _replies(self, request: PullAppMessagesRequest, task: Task) -> bytes | None:
-        """Replies with their files or objects. Where the objects are not all here, the ServerApp pulls them itself."""
+        """Replies with their files or objects, and who is here, which a strategy asks next.
+
+        Where the objects are not all here, the ServerApp pulls them itself.
+        """
         state = self._state()
         answer = runtime_handlers.pull_messages(request, state, task)
         if not answer.messages_list:
@@ -418,7 +424,8 @@ class BulkPaths:
                 continue
             state.object_store.delete(message_id)
             state.object_store.delete(proto.metadata.reply_to_message_id)
-        return pack([answer.SerializeToString(), json.dumps(files).encode()], objects)
+        nodes = self._nodes(GetNodesRequest(), task)
+        return pack([answer.SerializeToString(), json.dumps(files).encode(), nodes], objects)
 
     def _objects(self, run_id: int, tree: ObjectTree) -> dict[str, bytes]:
         """All objects of the tree; none while some are still to come."""
