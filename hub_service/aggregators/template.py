@@ -65,7 +65,7 @@ class _Running:
         self._process = process
         self._rest = rest
         self._numbers = itertools.count(1)
-        self._ordered: dict[int, asyncio.Future[int | str]] = {}
+        self._ordered: dict[int, asyncio.Future[Forked | str]] = {}
         self._children: dict[int, asyncio.Future[int]] = {}
         self._listening = asyncio.create_task(self._listen(), name="template of aggregators")
 
@@ -84,15 +84,14 @@ class _Running:
         answer = self._ordered[number] = asyncio.get_running_loop().create_future()
         self._process.stdin.write(json.dumps({"order": number, **asdict(order)}).encode() + b"\n")
         try:
-            outcome = await asyncio.shield(answer)
+            outcome: Forked | str = await asyncio.shield(answer)
         except asyncio.CancelledError:
             answer.add_done_callback(_kill)  # nobody would know of it
             raise
         if isinstance(outcome, str):
             log.warning("an aggregator's process is started without the template: %s", outcome)
             return None
-        ended = self._children[outcome]
-        return Forked(outcome, lambda: asyncio.shield(ended))
+        return outcome
 
     async def end(self) -> None:
         """End the template; what it has started goes on."""
@@ -118,9 +117,12 @@ class _Running:
             self._rest()
             return
         answer = self._ordered.pop(said["order"])
-        if "pid" in said:
-            self._children[said["pid"]] = asyncio.get_running_loop().create_future()
-        answer.set_result(said.get("pid", said.get("error")))
+        answer.set_result(self._forked(said["pid"]) if "pid" in said else said["error"])
+
+    def _forked(self, pid: int) -> Forked:
+        """It may have ended before whoever ordered it hears of it."""
+        ended = self._children[pid] = asyncio.get_running_loop().create_future()
+        return Forked(pid, lambda: asyncio.shield(ended))
 
 
 class Template:
@@ -243,8 +245,8 @@ class Template:
         return False
 
 
-def _kill(answer: asyncio.Future[int | str]) -> None:
+def _kill(answer: asyncio.Future[Forked | str]) -> None:
     outcome = answer.result()
-    if isinstance(outcome, int):
+    if isinstance(outcome, Forked):
         with suppress(ProcessLookupError):
-            os.kill(outcome, signal.SIGKILL)
+            os.kill(outcome.pid, signal.SIGKILL)

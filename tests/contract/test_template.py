@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ from hub_service.aggregators.base import ServerAppSpec
 from hub_service.aggregators.local import LocalAggregators
 from hub_service.aggregators.processes import LOST, SERVERAPP_MODULE, SUPERLINK_MODULE
 from hub_service.aggregators.superlink import SuperLink
-from hub_service.aggregators.template import Forked, Order, Template
+from hub_service.aggregators.template import Forked, Order, Template, _Running
 from tests.fakes.aggregator_places import processes_below
 from tests.fakes.fleet import local_aggregators
 from tests.fakes.flower_apps import averaging_app
@@ -53,6 +55,7 @@ HAS_A_THREAD = (
 TELLS = """
 import os, sys
 from pathlib import Path
+from typing import cast
 from hub_service.aggregators import template_process
 
 def telling(module, main):
@@ -121,6 +124,33 @@ async def test_forks_draw_random_numbers_of_their_own(tmp_path: Path) -> None:
         for process in [await forked(made, order(tmp_path, "draw")) for _ in range(3)]:
             await process.wait()
         assert len(set((tmp_path / "draw.log").read_text().split())) == 3
+
+
+class AnswersAtOnce:
+    """A template process whose fork has ended by the time that somebody reads of it."""
+
+    def __init__(self) -> None:
+        self.stdin = self
+        self.stdout = asyncio.StreamReader()
+
+    def write(self, ordered: bytes) -> None:
+        number = json.loads(ordered)["order"]
+        for said in ({"order": number, "pid": 77}, {"pid": 77, "status": 3}):
+            self.stdout.feed_data(json.dumps(said).encode() + b"\n")
+
+    def close(self) -> None:
+        self.stdout.feed_eof()
+
+    async def wait(self) -> int:
+        return 0
+
+
+async def test_a_fork_that_ends_at_once_is_known_by_its_status(tmp_path: Path) -> None:
+    running = _Running(cast("asyncio.subprocess.Process", AnswersAtOnce()), lambda: None)
+    process = await running.fork(order(tmp_path, "fail"))
+    assert process is not None
+    assert await process.wait() == 3
+    await running.end()
 
 
 async def test_it_ends_when_nobody_needs_it_and_comes_back(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class TestBackup:
         run(tmp_path / "old", "backup", tmp_path / "1.tar")
         url = cluster.empty_database()
         assert run(tmp_path / "server", "restore", tmp_path / "1.tar", url=url) == 0
-        on_server = SqlStore(url)
+        on_server = SqlStore(url, wait_s=10.0)  # the server takes a moment to let go of the command's connection
         assert everything(on_server) == everything(federation.store)
         assert fault(on_server.audit_lines()) is None
         Federation(tmp_path / "server", store=on_server).new_project(BERT, b"app 2")  # new rows have new numbers
