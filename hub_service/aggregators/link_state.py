@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from logging import WARNING
 from pathlib import Path
@@ -197,6 +197,12 @@ class LinkState(InMemoryLinkState):
         finally:
             for one, before in zip(infos, until, strict=True):
                 one.online_until = before
+
+    def replied(self, message_ids: Collection[str]) -> int:
+        """How many of these messages have a reply that waits for the ServerApp."""
+        with self.lock:
+            replies = map(self.message_ins_id_to_message_res_id.get, message_ids)
+            return sum(one is not None and not self.message_res_store[one].metadata.delivered_at for one in replies)
 
     def has_reply(self, message_id: str, reply_id: str) -> bool:
         """Whether this reply to the message was stored and waits for the ServerApp."""

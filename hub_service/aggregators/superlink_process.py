@@ -103,6 +103,8 @@ BODY_LIMIT = 4 * 1024**3  # bytes; only messages to and from stock nodes come ne
 LONGEST_WAIT_S = 30.0
 KEPT = b"kept"
 
+# Replies that come within so many seconds come together: each look of the ServerApp costs both some milliseconds.
+_TOGETHER_S = 0.02
 # A wait looks again after this time, in seconds: of a node that has gone nobody tells us.
 _LOOK_AGAIN_S = 1.0
 HANDED_AT_MOST = 20  # a message that ends each client that takes it would come back for ever
@@ -151,6 +153,29 @@ class _Bell:
     def ring(self) -> None:
         self.next_ring.set()
         self.next_ring = asyncio.Event()
+
+
+class _MoreToCome:
+    """Whether one pull goes on waiting when some of its replies are there.
+
+    Args:
+        bell: rung when it does no longer.
+        wait_s: how long the pull may wait at all, in seconds.
+    """
+
+    def __init__(self, bell: _Bell, wait_s: float) -> None:
+        self._bell = bell
+        self._until = time.monotonic() + wait_s
+        self._is_first = True
+
+    def is_waited_for(self, replies: int, asked: int) -> bool:
+        if not 0 < replies < asked:
+            return False
+        if self._is_first:
+            self._is_first = False
+            self._until = min(self._until, time.monotonic() + _TOGETHER_S)
+            asyncio.get_running_loop().call_later(_TOGETHER_S, self._bell.ring)
+        return time.monotonic() < self._until
 
 
 class BulkPaths:
@@ -376,12 +401,15 @@ class BulkPaths:
         key = request.headers.get(_KEY_HEADER, "")
         if self._pulled.key != key:
             self._pulled = _Pulled()
+        more = _MoreToCome(self._for_serverapp, _wait_s(request))
 
         def look() -> bytes | None:
             # Asked each time: a run that is stopped meanwhile has lost its messages, and its task the token.
             task = self._task(request)
             if key and self._pulled.key == key:  # they did not arrive, and Flower's state has them no more
                 return self._pulled.replies
+            if more.is_waited_for(self._state().replied(message.message_ids), len(message.message_ids)):
+                return None
             replies = self._replies(message, task)
             if replies is not None:
                 self._pulled = _Pulled(key, replies)

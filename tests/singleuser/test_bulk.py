@@ -202,24 +202,6 @@ async def test_a_body_over_the_limit_is_refused_with_the_limit() -> None:
     assert "100 bytes" in answer.json()["detail"]
 
 
-async def test_replies_that_were_lost_on_their_way_to_the_serverapp_are_sent_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Flower's state lets go of them at once, and its client asks again where the connection breaks."""
-    paths = BulkPaths(FastAPI())
-    there = [b"first", b"second"]
-    monkeypatch.setattr(paths, "_task", lambda _: None)
-    monkeypatch.setattr(paths, "_replies", lambda *_: there.pop(0) if there else None)
-    transport = httpx.ASGITransport(paths)
-    async with httpx.AsyncClient(transport=transport, base_url="http://superlink/v1/bulk") as client:
-
-        async def pulled(key: str) -> bytes:
-            return (await client.post("/grid-pull", headers={"idempotency-key": key} if key else {})).content
-
-        asked = [await pulled(key) for key in ("a", "a", "b", "a", "", "")]
-    assert asked == [b"first", b"first", b"second", b"", b"", b""]
-
-
 async def test_a_node_speaks_in_its_own_name_only(running: Fleet) -> None:
     a, b = running.members["a"], running.members["b"]
     assert (await bulk_pull(running, b)).status_code == 200
