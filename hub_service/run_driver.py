@@ -52,7 +52,7 @@ PATIENCE_S = 600.0
 _RETRY_S = 2.0
 _LEAST_ROOM = 16 * 1024**2  # bytes; an aggregator that has less to write to is lost again at once
 _FOREVER_S = 3600.0  # waiting for a change begins anew after this long
-_SOON = 0.125  # of the time between two looks
+_SOON = 1 / 3  # of the time between two looks
 
 
 class FlowerControl(Protocol):
