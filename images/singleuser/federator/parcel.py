@@ -19,8 +19,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from tokenize import TokenError
 from typing import Any, Literal
 
@@ -34,10 +36,15 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from federator.framing import BadFrame, Data, pack, split
+from federator.framing import BadFrame, Data, pack, size_of, split
 
 _LONGEST_HEADER = 64 * 1024  # bytes of a .npy header, as far as it is read here
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LENGTH_SIZE = {(1, 0): 2, (2, 0): 4}  # bytes that say how long a header is
+_HEADERS_KEPT = 1000
+# NumPy reads a header as Python. Two threads that do so at once may end in a SystemError ("AST constructor recursion
+# depth mismatch", python/cpython#106905), in CPython 3.11.
+_HEADER_READER = threading.Lock()
 _HALF = b"half"
 _HALVED = frozenset({"float32", "float64"})
 
@@ -63,7 +70,10 @@ class Letter:
     half: bool = False
 
     def packed(self) -> bytes:
-        return pack([self.records, json.dumps(self.blobs).encode(), *([_HALF] if self.half else [])], {})
+        """As long as a multiple of 8: what follows is where the processor reads numbers best."""
+        parts = [self.records, json.dumps(self.blobs).encode(), *([_HALF] if self.half else [])]
+        parts[1] += b" " * (-size_of(parts) % 8)
+        return pack(parts, {})
 
     @classmethod
     def unpacked(cls, body: bytes) -> Letter:
@@ -143,14 +153,13 @@ def npy_view(data: Data) -> NDArray[Any]:
 
     Raises ValueError for data that are no array.
     """
-    header = io.BytesIO(data[:_LONGEST_HEADER])
-    read_header = _READ_HEADER.get(np.lib.format.read_magic(header))
-    if read_header is None:
+    version = np.lib.format.read_magic(io.BytesIO(data[: np.lib.format.MAGIC_LEN]))
+    if version not in _READ_HEADER:
         return _loaded(data)
-    try:
-        shape, fortran_order, dtype = read_header(header)
-    except TokenError as error:  # NumPy reads the header as Python
-        raise ValueError(str(error)) from error
+    begins = np.lib.format.MAGIC_LEN + _LENGTH_SIZE[version]
+    ends = begins + int.from_bytes(data[np.lib.format.MAGIC_LEN : begins], "little")
+    header = bytes(data[np.lib.format.MAGIC_LEN : min(ends, _LONGEST_HEADER)])
+    shape, fortran_order, dtype = _read_header(version, header)
     if dtype.hasobject:
         raise ValueError("the array has objects, which could run code")
     count = math.prod(shape)
@@ -158,9 +167,19 @@ def npy_view(data: Data) -> NDArray[Any]:
         raise ValueError(f"the array says that its shape is {shape}")
     if count == 0:
         return np.empty(shape, dtype)
-    flat = np.frombuffer(data, dtype, count, header.tell())
+    flat = np.frombuffer(data, dtype, count, ends)
     flat.flags.writeable = False
     return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache(_HEADERS_KEPT)
+def _read_header(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype; the arrays of a model have the same in each round. Raises ValueError."""
+    with _HEADER_READER:
+        try:
+            return _READ_HEADER[version](io.BytesIO(header))
+        except TokenError as error:
+            raise ValueError(str(error)) from error
 
 
 def npy_bytes(values: NDArray[Any]) -> bytes:
