@@ -14,6 +14,7 @@ from uuid import uuid4
 from federator.framing import Data, framed, split_view
 from federator.parcel import Letter, content_of, halved, letter_of, may_halve
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.proto.recorddict_pb2 import Array as ArrayProto
 
 from hub_service.aggregators.mail import MAIL_FOLDER
 from hub_service.aggregators.mapped_array import MappedArray, data_of, halve_in_place, map_in_place, numpy_view
@@ -98,14 +99,17 @@ class Mailbox:
         """
         path = self._folder / name
         with path.open("rb", buffering=0) as file:
-            parts = iter(split_view(_mapped(file)))
+            parts, spares = iter(split_view(_mapped_as_own(file))), iter(split_view(_mapped(file)))
         path.unlink()
-        letter = next(parts, memoryview(b""))
+        letter, _ = next(parts, memoryview(b"")), next(spares, None)
 
         def take(_: str, count: int) -> Sequence[memoryview]:
             return list(islice(parts, count))
 
-        return content_of(Letter.unpacked(bytes(letter)), take, MappedArray)
+        def make(described: ArrayProto, data: Data, halved: bool) -> Array:
+            return MappedArray(described, data, halved, next(spares))
+
+        return content_of(Letter.unpacked(bytes(letter)), take, make)
 
     def _blob_of(self, record: ArrayRecord) -> str:
         """The blob that has the data of exactly these arrays, in this order; "" if none has."""
@@ -141,10 +145,15 @@ class Mailbox:
             ) from error
 
 
-def _mapped(file: io.RawIOBase) -> memoryview:
+def _mapped(file: io.RawIOBase, access: int = mmap.ACCESS_READ) -> memoryview:
     """The whole file. The map outlives the open file and its name."""
     size = file.seek(0, 2)
-    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+    return memoryview(mmap.mmap(file.fileno(), size, access=access)) if size else memoryview(b"")
+
+
+def _mapped_as_own(file: io.RawIOBase) -> memoryview:
+    """As `_mapped`; what is written to it is in this process's memory, and nowhere else."""
+    return _mapped(file, mmap.ACCESS_COPY)
 
 
 def _write(file: io.RawIOBase, piece: bytes | memoryview) -> None:

@@ -18,22 +18,26 @@ Place = tuple[str, int]
 class MappedArray(Array):
     """A Flower Array that reads its data from a mapped file each time it is asked for them.
 
-    To an app it is an Array: `data` are bytes, `numpy()` is an array of its own, and setting `data` makes it an
+    To an app it is an Array: `data` are bytes, `numpy()` is an array of the app's own, and setting `data` makes it an
     ordinary one again. That holds for one whose file has its numbers in half precision too: where they are known
     exactly, these are kept in memory.
     """
 
-    def __init__(self, described: ArrayProto, data: Data, halved: bool = False) -> None:
+    def __init__(
+        self, described: ArrayProto, data: Data, halved: bool = False, spare: memoryview | None = None
+    ) -> None:
         """
         Args:
             described: dtype, shape and stype.
             data: the serialized data, within a mapped file.
             halved: whether these are in half precision.
+            spare: the same data in another mapping. Where it is given, `data` are in one that may be written to and
+                keeps that to itself: the first who asks for `numpy()` gets them without a copy.
         """
         self.dtype = described.dtype
         self.shape = tuple(described.shape)
         self.stype = described.stype
-        self.__dict__.update(_view=memoryview(data), _place=None, _halved=halved, _exact=None)
+        self.__dict__.update(_view=memoryview(data), _place=None, _halved=halved, _exact=None, _spare=spare)
 
     @property
     def view(self) -> memoryview:
@@ -66,14 +70,20 @@ class MappedArray(Array):
     @data.setter
     def data(self, data: bytes) -> None:
         self.__class__ = Array  # type: ignore[assignment]
-        for name in ("_view", "_place", "_halved", "_exact"):
+        for name in ("_view", "_place", "_halved", "_exact", "_spare"):
             del self.__dict__[name]
         self.data = data
 
     def numpy(self) -> NDArray[Any]:
-        """A writable copy of the array, as Flower's own."""
-        view = numpy_view(self)
-        return view if view.flags.owndata else view.copy()
+        """A writable array that nobody else has, as Flower's own."""
+        view, spare = numpy_view(self), self.__dict__["_spare"]
+        if view.flags.owndata:
+            return view
+        if spare is None:
+            return view.copy()
+        self.__dict__.update(_view=spare, _spare=None)
+        view.flags.writeable = True
+        return view
 
     def __deepcopy__(self, _: object) -> Array:
         return Array(self.dtype, self.shape, self.stype, self.data)
@@ -100,7 +110,7 @@ def halve_in_place(array: Array, view: memoryview, place: Place) -> None:
 def _map(array: Array, view: memoryview, place: Place, *, halved: bool, exact: Data | None) -> None:
     array.__dict__.pop("data", None)
     array.__dict__.pop("_chunks", None)  # Flower's cache, which holds the data too
-    array.__dict__.update(_view=view, _place=place, _halved=halved, _exact=exact)
+    array.__dict__.update(_view=view, _place=place, _halved=halved, _exact=exact, _spare=None)
     array.__class__ = MappedArray
 
 

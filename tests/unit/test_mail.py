@@ -117,6 +117,28 @@ def test_an_answer_is_read_from_its_file_which_goes(mailbox: Mailbox, tmp_path: 
     assert list((tmp_path / MAIL_FOLDER).iterdir()) == []
 
 
+@pytest.mark.parametrize("key", ["w", "fortran", "steps"])
+def test_an_answers_numbers_are_not_copied_for_the_first_who_asks(mailbox: Mailbox, tmp_path: Path, key: str) -> None:
+    """Each has an array of its own, all the same: what one writes, nobody else sees."""
+    array = mailbox.fetch(answered(tmp_path, RecordDict({"arrays": model()}))).array_records["arrays"][key]
+    sent = model()[key]
+    first, second = array.numpy(), array.numpy()
+    assert (first.flags.owndata, second.flags.owndata) == (False, True)
+    for mine in (first, second):
+        np.testing.assert_array_equal(mine, sent.numpy())
+        mine += 1
+    np.testing.assert_array_equal(first, sent.numpy() + 1)
+    np.testing.assert_array_equal(array.numpy(), sent.numpy())
+    assert array.data == sent.data
+
+
+def test_an_answers_numbers_lie_where_they_are_read_fast(mailbox: Mailbox, tmp_path: Path) -> None:
+    for length in range(8):
+        content = RecordDict({"a" * length: MetricRecord({"loss": 0.5}), "arrays": model()})
+        array = mailbox.fetch(answered(tmp_path, content)).array_records["arrays"]["w"]
+        assert numpy_view(array).flags.aligned
+
+
 @pytest.mark.parametrize("body", [b"", b"\x00" * 3, b"".join(framed([b"no letter"]))])
 def test_an_answer_that_is_none_is_noticed(mailbox: Mailbox, tmp_path: Path, body: bytes) -> None:
     with create_mail(tmp_path, NAME) as file:
