@@ -1,7 +1,7 @@
 """Five projects at once for a long time, a fault each minute, cullers on: no lost round, no leak, no zombie.
 
-Ten minutes as a matter of course; `make chaos` takes two hours. One project trains for minutes in each round without
-printing a word, which to a culler looks idle.
+Ten minutes as a matter of course, five in CI; `make chaos` takes two hours. One project trains for minutes in each
+round without printing a word, which to a culler looks idle.
 """
 
 from __future__ import annotations
