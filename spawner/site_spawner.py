@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
+from federator.ports import free_port
 from jupyterhub.slugs import safe_slug
 from jupyterhub.spawner import SimpleLocalProcessSpawner, SpawnException
 from tornado.web import HTTPError
@@ -26,7 +27,6 @@ from traitlets.config import LoggingConfigurable
 from spawner.deployment import Deployment
 from spawner.injection import SERVER_TOKEN_SCOPES, environment, server_arguments
 from spawner.placement import Placement, PlacementRefused, place
-from spawner.ports import free_port
 from spawner.sites import EmbeddedSite
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")

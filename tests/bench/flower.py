@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+from federator.ports import free_port
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, StartRunRequest, StartRunResponse
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
-from spawner.ports import free_port
 from tests.bench.timings import SiteRounds, Times
 from tests.bench.workload import Workload
 

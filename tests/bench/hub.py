@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 import psutil
+from federator.ports import free_port
 
 from examples.demo.browser import Browser, StepError
 from examples.demo.deployment import CLIENT_ID, Ports
 from examples.demo.people import Institution, Person, Researcher, Steward
 from examples.demo.stack import ROOT, Stack, running_stack
-from spawner.ports import free_port
 from tests.bench.nginx import running_nginx
 from tests.bench.processes import descendants
 from tests.bench.workload import Workload

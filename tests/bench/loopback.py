@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
+from federator.ports import free_port
 
 from examples.demo.stack import ROOT
-from spawner.ports import free_port
 
 CLIENTS = ("httpx", "http.client")
 _START_S = 30

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from federator.ports import free_port
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from hub_service.aggregators.base import AggregatorBackend, Endpoint, ServerAppSpec
@@ -24,7 +25,6 @@ from hub_service.aggregators.plan import PLAN_FILE
 from hub_service.aggregators.processes import LOST, NICENESS, answers, environment, flower_run_id, superlink_arguments
 from hub_service.aggregators.superlink import SuperLink
 from hub_service.domain.errors import Conflict, Invalid, Unavailable
-from spawner.ports import free_port
 from tests.fakes.aggregator_places import DockerPlace, LocalPlace, Place, processes_below
 from tests.fakes.fleet import local_aggregators
 from tests.fakes.flower_apps import averaging_app

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from federator.ports import free_port
 
 from examples.demo import deployment
 from spawner.deployment import CLIENT_SECRET_VARIABLE, CONFIG_VARIABLE, METRICS_TOKEN_VARIABLE
-from spawner.ports import free_port
 from tests.fakes import echo_service
 from tests.fakes.in_process_hub import InProcessHub, start_hub, stop_hub
 from tests.hub.actors import HUB_SECRET, METRICS_TOKEN, Browser, IdentityProvider

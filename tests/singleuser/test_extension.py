@@ -13,11 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from federator import provisioner
 from federator.contract import Assignment, ClientState
 from federator.extension import FederatorExtension
+from federator.ports import free_port
 from federator.provisioner import offered_datasets
 from federator.service_client import Access, AsyncServiceClient
-from jupyter_client.connect import LocalPortCache
+from jupyter_client.connect import port_names
 
 from tests.fakes.flower_apps import averaging_app
 from tests.fakes.notebook_server import NotebookServer, notebook_server, use_home
@@ -172,15 +174,13 @@ async def test_a_kernel_whose_port_another_program_has_comes_up_on_another(
     app = averaging_app()
     fab_hash = hashlib.sha256(app).hexdigest()
     service.apps = {fab_hash: app}
-    cache = LocalPortCache.instance()
-    choose = cache.find_available_port
     with socket.create_server(("127.0.0.1", 0)) as other_program:
-        order = iter(["shell", "iopub", "stdin", "heartbeat", "control"])  # Jupyter's own
+        order = iter(port_names)
 
-        def chosen(ip: str) -> int:
-            return int(other_program.getsockname()[1]) if next(order, None) == taken else choose(ip)
+        def chosen() -> int:
+            return int(other_program.getsockname()[1]) if next(order, None) == f"{taken}_port" else free_port()
 
-        monkeypatch.setattr(cache, "find_available_port", chosen)
+        monkeypatch.setattr(provisioner, "free_port", chosen)
         service.assign(replace(ASSIGNMENT, fab_hash=fab_hash))
         seen = await reported(service, ClientState.FAILED)
         assert "Address already in use" in service.details("part1", ClientState.FAILED)[0]

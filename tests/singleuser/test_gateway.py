@@ -21,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from federator.contract import FLEET_WAITING_HEADER
+from federator.ports import free_port
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -39,7 +40,6 @@ from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import LONGEST_POLL_S, POLL_S
 from hub_service.gateway.handlers import FleetHandler
 from hub_service.site_stages import Stage
-from spawner.ports import free_port
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import averaging_app

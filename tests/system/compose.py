@@ -23,11 +23,11 @@ from typing import Any
 
 import httpx
 import tomli_w
+from federator.ports import free_port
 
 from examples.demo.deployment import CLIENT_ID
 from examples.demo.people import ADMINISTRATOR, INSTITUTIONS, STEWARDS
 from examples.demo.stack import ROOT
-from spawner.ports import free_port
 from tests.fakes.certificates import Certificates, loopback_certificates
 from tests.fakes.engines import BuildEngine, Engine
 from tests.system.docker_sites import AGGREGATOR_IMAGE, SINGLEUSER_IMAGE, site_command

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from federator.ports import free_port
 from playwright.async_api import Browser, async_playwright
 
 from examples.demo.browser import Browser as Person
@@ -15,7 +16,6 @@ from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, embedded_sites, running_stack
-from spawner.ports import free_port
 from tests.conftest import CHROMIUM
 from tests.fakes.engines import BuildEngine
 from tests.system.docker_sites import DockerSites, running_docker_sites, running_engines

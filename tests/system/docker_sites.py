@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from federator.ports import free_port
 
 from examples.demo.deployment import CLIENT_ID, Ports
 from examples.demo.people import ADMINISTRATOR, INSTITUTIONS, STEWARDS
 from examples.demo.stack import ROOT, Stack, running_stack
-from spawner.ports import free_port
 from tests.fakes.engines import ENGINES, BuildEngine, Engine
 
 SINGLEUSER_IMAGE = "notebook-federator/singleuser:test"

@@ -17,6 +17,7 @@ import boto3
 import psycopg
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from federator.ports import free_port
 from moto.server import ThreadedMotoServer
 from psycopg.sql import SQL, Identifier
 
@@ -27,7 +28,6 @@ from spawner.deployment import (
     SMTP_PASSWORD_VARIABLE,
     WEBHOOK_KEY_VARIABLE,
 )
-from spawner.ports import free_port
 from tests.fakes.postgresql import Cluster
 
 ALL_ROWS = SQL("SELECT t::text, t.* FROM {} AS t")

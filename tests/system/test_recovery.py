@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from federator.ports import free_port
 
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS
 from examples.demo.stack import Stack, embedded_sites, running_stack
 from hub_service.store.database import Database
 from hub_service.store.migrating import VERSION_TABLE, make
-from spawner.ports import free_port
 from tests.fakes.paced_app import paced_app
 from tests.reliability import measuring
 from tests.system import chaos

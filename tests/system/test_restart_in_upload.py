@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federator.contract import ClientState
+from federator.ports import free_port
 from safetensors.numpy import load_file
 
 from examples.demo.stack import PROXY_COMMAND
 from hub_service.aggregators.events import MODEL_FILE
 from hub_service.domain.runs import EventKind
 from hub_service.gateway.gateway import Gateway
-from spawner.ports import free_port
 from tests.fakes.fleet import PROJECT, Fleet, Member, fleet
 from tests.fakes.flower_apps import SERVER, averaging_app
 from tests.fakes.holding_front import HOST, HoldingFront, Way

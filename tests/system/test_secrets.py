@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from federator.ports import free_port
 
 from examples.demo.browser import Browser
 from examples.demo.deployment import DatasetFolder
@@ -26,7 +27,6 @@ from examples.demo.people import ADMINISTRATOR, RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study, run_journey
 from examples.demo.stack import Stack, embedded_sites, running_stack
 from spawner.deployment import METRICS_TOKEN_VARIABLE
-from spawner.ports import free_port
 from tests.conftest import ROOT
 from tests.fakes.postgresql import Cluster
 from tests.system.outside import Outside

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from federator.ports import free_port
 
 from examples.demo.display import Display
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import Study, run_journey
 from examples.demo.stack import Stack
 from hub_service.aggregators.processes import superlink_arguments
-from spawner.ports import free_port
 from tests.conftest import ROOT
 from tests.system.watching import Watch
 from tests.web.access_table import DOCUMENT

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federator.ports import free_port
 
 from examples.demo.browser import Browser
 from examples.demo.deployment import DatasetFolder
 from examples.demo.people import RESEARCHERS, STEWARDS
 from examples.demo.scenario import all_ready
 from examples.demo.stack import Stack, embedded_sites, running_stack
-from spawner.ports import free_port
 from tests.fakes.stock_apps import NAMES, write_table, zipped
 from tests.system.conftest import OUTPUT
 

@@ -21,6 +21,7 @@ import pytest
 import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from federator.ports import free_port
 
 from examples.demo import deployment
 from examples.demo.browser import Browser, StepError
@@ -28,7 +29,6 @@ from examples.demo.deployment import DatasetFolder, Ports
 from examples.demo.people import COLLEAGUES, RESEARCHERS, STEWARDS, Person
 from examples.demo.scenario import Study
 from examples.demo.stack import ROOT, Stack, running_stack
-from spawner.ports import free_port
 from tests.fakes.certificates import loopback_certificates
 from tests.fakes.fleet import fleet
 from tests.fakes.flower_apps import averaging_app

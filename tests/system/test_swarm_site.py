@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import tomli_w
+from federator.ports import free_port
 
 from examples.demo.browser import Browser, StepError
 from examples.demo.deployment import Ports
 from examples.demo.people import COLLEAGUES, RESEARCHERS, Person
 from examples.demo.stack import ROOT, Stack, WriteDeployment, running_stack
-from spawner.ports import free_port
 from tests.fakes.engines import ENGINES, TLS_PORT, BuildEngine, Engine, bind
 from tests.system.docker_sites import SINGLEUSER_IMAGE, DockerSites, deployment_tables
 

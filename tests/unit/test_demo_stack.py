@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from federator.ports import free_port
 
 from examples.demo.stack import ROOT, StackError, start_stack
-from spawner.ports import free_port
 
 
 def no_deployment(*args: object) -> Path:

@@ -6,8 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-
-from spawner import ports
+from federator import ports
 
 GIVEN = "32768\t60999\n"
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from federator.ports import free_port
 
 from examples.demo.stack import PROXY_COMMAND
 from spawner import proxy
-from spawner.ports import free_port
 from spawner.proxy import UPLOADS_SCRIPT, RestoredProxy, proxy_node_options
 
 SERVICE = "http://127.0.0.1:8082"

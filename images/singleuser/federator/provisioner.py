@@ -23,6 +23,7 @@ from federator import allocator
 from federator import service_client as api
 from federator.contract import Assignment, Env
 from federator.cpu import THREADS_VARIABLE, usable_cores
+from federator.ports import free_port
 
 SHUTDOWN_TIME = 2.0  # seconds from a polite request to the end; a withdrawn assignment ends at once
 PORT_TAKEN = "Address already in use"  # ZeroMQ's words for it, a kernel's last
@@ -72,12 +73,26 @@ class FederatorProvisioner(LocalProvisioner):
         await self._check_approved(assignment)
         if PORT_TAKEN in self._last_error_line():
             self._forget_ports()
+        self._choose_ports()
         launch: dict[str, Any] = await super().pre_launch(**kwargs)
         launch["env"][Env.ASSIGNMENT.value] = json.dumps(asdict(assignment))
         # The site's word, or the person's, goes first.
         launch["env"].setdefault(THREADS_VARIABLE, str(usable_cores(launch["env"])))
         launch["env"] |= allocator.settings(launch["env"])
         return launch
+
+    def _choose_ports(self) -> None:
+        """As Jupyter, but none that the system gives: it may be a connection's when the kernel comes to bind it."""
+        manager: Any = self.parent
+        if not manager.cache_ports or self.ports_cached:
+            return
+        cache = LocalPortCache.instance()
+        for name in port_names:
+            while (port := free_port()) in cache.currently_used_ports:
+                pass
+            cache.currently_used_ports.add(port)
+            setattr(manager, name, port)
+        self.ports_cached = True
 
     def _forget_ports(self) -> None:
         """Let the next attempt have other ports: those that were free when they were chosen are another program's now.

@@ -19,7 +19,7 @@ def free_port() -> int:
 
     A port that `bind` to 0 gave is given again once it is closed: to a kernel, a SuperLink or a connection that is
     begun before the server for which it was meant has come as far as to bind it. Called for each server of an embedded
-    site. Where the system gives all ports, it is one of those.
+    site, and for client kernels. Where the system gives all ports, it is one of those.
     """
     drawn = random.SystemRandom()
     given = _lowest_given()
@@ -28,7 +28,7 @@ def free_port() -> int:
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
-    return int(random_port())
+    return int(random_port())  # type: ignore[no-untyped-call]
 
 
 def _lowest_given() -> int:
