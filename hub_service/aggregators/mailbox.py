@@ -152,8 +152,14 @@ def _mapped(file: io.RawIOBase, access: int = mmap.ACCESS_READ) -> memoryview:
 
 
 def _mapped_as_own(file: io.RawIOBase) -> memoryview:
-    """As `_mapped`; what is written to it is in this process's memory, and nowhere else."""
-    return _mapped(file, mmap.ACCESS_COPY)
+    """As `_mapped`; what is written to it is in this process's memory, and nowhere else.
+
+    Read-only where the system, which counts all of it as memory that may be wanted, does not promise so much.
+    """
+    try:
+        return _mapped(file, mmap.ACCESS_COPY)
+    except OSError:
+        return _mapped(file)
 
 
 def _write(file: io.RawIOBase, piece: bytes | memoryview) -> None:

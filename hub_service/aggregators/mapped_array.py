@@ -31,8 +31,8 @@ class MappedArray(Array):
             described: dtype, shape and stype.
             data: the serialized data, within a mapped file.
             halved: whether these are in half precision.
-            spare: the same data in another mapping. Where it is given, `data` are in one that may be written to and
-                keeps that to itself: the first who asks for `numpy()` gets them without a copy.
+            spare: the same data in another mapping. Where it is given, and `data` are in one that may be written to and
+                keeps that to itself, the first who asks for `numpy()` gets them without a copy.
         """
         self.dtype = described.dtype
         self.shape = tuple(described.shape)
@@ -79,7 +79,7 @@ class MappedArray(Array):
         view, spare = numpy_view(self), self.__dict__["_spare"]
         if view.flags.owndata:
             return view
-        if spare is None:
+        if spare is None or self.view.readonly:
             return view.copy()
         self.__dict__.update(_view=spare, _spare=None)
         view.flags.writeable = True

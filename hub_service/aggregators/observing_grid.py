@@ -78,7 +78,8 @@ _SHORT_WAIT_S = 0.05
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.2
 # Between two looks at who is connected, in seconds, while one of them is waited for.
 _LOOK_S = 1.0
-# How long what came with the last replies still says who is connected, in seconds: a strategy asks at once.
+# How long what the SuperLink said last tells who is connected, in seconds: it says so with replies, and a strategy asks
+# at once.
 _FRESH_S = 0.1
 # A message lives for Flower's twelve hours unless the app says otherwise; a site may be away, or train, for longer.
 _MESSAGE_TTL_S = 365 * 24 * 3600.0

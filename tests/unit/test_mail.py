@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
+import mmap
 import os
 import pickle
 from pathlib import Path
@@ -130,6 +132,23 @@ def test_an_answers_numbers_are_not_copied_for_the_first_who_asks(mailbox: Mailb
     np.testing.assert_array_equal(first, sent.numpy() + 1)
     np.testing.assert_array_equal(array.numpy(), sent.numpy())
     assert array.data == sent.data
+
+
+def test_an_answer_is_read_where_the_system_promises_no_memory(
+    mailbox: Mailbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with vm.overcommit_memory = 2: many large answers may be more than there is."""
+    plain = mmap.mmap
+
+    def refuses(descriptor: int, size: int, *, access: int) -> mmap.mmap:
+        if access == mmap.ACCESS_COPY:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return plain(descriptor, size, access=access)
+
+    monkeypatch.setattr(mmap, "mmap", refuses)
+    array = mailbox.fetch(answered(tmp_path, RecordDict({"arrays": model()}))).array_records["arrays"]["w"]
+    array.numpy()[:] = 0
+    np.testing.assert_array_equal(array.numpy(), model()["w"].numpy())
 
 
 def test_an_answers_numbers_lie_where_they_are_read_fast(mailbox: Mailbox, tmp_path: Path) -> None:
